@@ -1,0 +1,2 @@
+//! Configuration: text → [`model::Config`].
+pub mod model;

@@ -1,0 +1,2 @@
+//! The access log.
+pub mod record;

@@ -1,0 +1,44 @@
+//! One session's access-log record, as a core hands it over: fixed size, no allocation, no text.
+//!
+//! The writer thread turns it into a line; see [`super`].
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use crate::outcome::{CloseReason, MoverKind};
+use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
+
+/// Everything that an access-log line says about one session.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// Unique within this process: printed as `<start nonce>-<core>-<sequence>`.
+    pub sequence: u64,
+    /// The core that served it.
+    pub core: CoreId,
+    /// Where it was accepted.
+    pub listener: ListenerId,
+    /// Where it was to go.
+    pub upstream: UpstreamId,
+    /// The server that took it; `None` if none did.
+    pub server: Option<ServerId>,
+    /// The client's address; `None` for a unix socket.
+    pub downstream: Option<SocketAddr>,
+    /// When the session ended. Wall clock, for people; every duration is monotonic.
+    pub ended_at: SystemTime,
+    /// From accept to the established upstream connection, in microseconds.
+    pub connect_us: Option<u64>,
+    /// From accept to the first byte of the server, in microseconds.
+    pub first_byte_us: Option<u64>,
+    /// From accept to the end, in microseconds.
+    pub duration_us: u64,
+    /// Bytes delivered from the client to the server.
+    pub bytes_to_upstream: u64,
+    /// Bytes delivered from the server to the client.
+    pub bytes_to_downstream: u64,
+    /// Servers tried.
+    pub attempts: u16,
+    /// Why it ended.
+    pub close_reason: CloseReason,
+    /// What moved its bytes; `None` if it never relayed.
+    pub mover: Option<MoverKind>,
+}

@@ -1,0 +1,216 @@
+//! One core's counters and histograms: plain integers with a single writer, the core's own thread.
+//!
+//! There is no atomic and no lock: a scrape asks the core for a copy through its mailbox, and the
+//! core answers with a [`CoreMetrics`] clone between two passes of its loop. Names and exposition
+//! live in [`exposition`].
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::outcome::CloseReason;
+use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
+
+/// Significant decimal digits kept by every histogram: a value is off by at most 1 %.
+const HISTOGRAM_DIGITS: u8 = 2;
+/// Longest latency that a histogram tells apart, in microseconds (about 12 days).
+const HISTOGRAM_MAX_US: u64 = 1 << 40;
+
+/// A latency histogram in microseconds.
+#[derive(Clone, Debug)]
+pub struct LatencyHistogram {
+    inner: Histogram<u64>,
+    sum_us: u64,
+}
+
+impl Default for LatencyHistogram {
+    fn default() -> Self {
+        let inner = Histogram::new_with_bounds(1, HISTOGRAM_MAX_US, HISTOGRAM_DIGITS)
+            .expect("the bounds are constants that hdrhistogram accepts");
+        Self { inner, sum_us: 0 }
+    }
+}
+
+impl LatencyHistogram {
+    /// Records one duration; anything longer than the histogram's range counts as its end.
+    pub fn record(&mut self, value: Duration) {
+        let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        self.inner.saturating_record(us);
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    /// The recorded values.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.inner
+    }
+
+    /// The sum of the recorded values, in microseconds, not rounded to buckets.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us
+    }
+
+    /// Adds another core's values.
+    pub fn merge(&mut self, other: &Self) {
+        self.inner.add(&other.inner).expect("both have the same bounds");
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
+    }
+}
+
+/// One core's numbers.
+#[derive(Clone, Debug)]
+pub struct CoreMetrics {
+    /// Which core.
+    pub core: CoreId,
+    /// Indexed by [`ListenerId`].
+    pub listeners: Vec<ListenerMetrics>,
+    /// Indexed by [`UpstreamId`].
+    pub upstreams: Vec<UpstreamMetrics>,
+    /// Indexed by [`ServerId`].
+    pub servers: Vec<ServerMetrics>,
+    /// Sessions that ended.
+    pub closed: HashMap<ClosedKey, u64>,
+    /// The slab.
+    pub buffers: BufferMetrics,
+    /// The relay ring.
+    pub ring: RingMetrics,
+    /// The core's loop.
+    pub pump: PumpMetrics,
+    /// Access-log records dropped because the queue was full.
+    pub access_log_dropped_total: u64,
+}
+
+/// What sessions are counted by when they end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClosedKey {
+    /// Where it was accepted.
+    pub listener: ListenerId,
+    /// The server that took it, if one did.
+    pub server: Option<ServerId>,
+    /// Why it ended.
+    pub reason: CloseReason,
+}
+
+/// Per listener.
+#[derive(Clone, Debug, Default)]
+pub struct ListenerMetrics {
+    /// Connections accepted.
+    pub accepted_total: u64,
+    /// Sessions alive, dialling or relaying.
+    pub active: u64,
+    /// Bytes received from clients.
+    pub received_bytes_total: u64,
+    /// Bytes sent to clients.
+    pub sent_bytes_total: u64,
+    /// accept4 failures for want of fds or memory (EMFILE, ENFILE, ENOMEM, ENOBUFS).
+    pub accept_exhausted_total: u64,
+    /// accept4 failures of a connection that was gone already (ECONNABORTED and its like).
+    pub accept_aborted_total: u64,
+    /// Times that accepting paused because too few file descriptors were free.
+    pub accept_paused_total: u64,
+    /// Accept to the first byte from the server.
+    pub first_byte: LatencyHistogram,
+    /// Accept to the end.
+    pub duration: LatencyHistogram,
+}
+
+/// Per upstream.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamMetrics {
+    /// One successful connection attempt.
+    pub connect: LatencyHistogram,
+}
+
+/// Per server.
+#[derive(Clone, Debug, Default)]
+pub struct ServerMetrics {
+    /// Connections established.
+    pub connected_total: u64,
+    /// Of those, alive.
+    pub active: u64,
+    /// Failed attempts, by [`crate::outcome::Cause`].
+    pub connect_failed_total: HashMap<crate::outcome::Cause, u64>,
+    /// Bytes sent to the server.
+    pub sent_bytes_total: u64,
+    /// Bytes received from the server.
+    pub received_bytes_total: u64,
+}
+
+/// The slab and its two buffer groups.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BufferMetrics {
+    /// Size of one buffer, in bytes.
+    pub size_bytes: u64,
+    /// Buffers of the slab.
+    pub total: u64,
+    /// Offered to the kernel.
+    pub in_ring: u64,
+    /// Holding bytes that are not sent yet.
+    pub held: u64,
+    /// Receives that found their group empty (ENOBUFS).
+    pub exhausted_total: u64,
+    /// Directions waiting for a buffer now.
+    pub waiting: u64,
+}
+
+/// The relay ring.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingMetrics {
+    /// `io_uring_enter` calls.
+    pub enters_total: u64,
+    /// Submission queue entries submitted.
+    pub submitted_total: u64,
+    /// Completions reaped.
+    pub completed_total: u64,
+    /// Completions that did not fit the queue. Above 0 is a bug, or a test-only ring size.
+    pub cq_overflow_total: u64,
+    /// Operations in flight.
+    pub in_flight: u64,
+    /// Sends that completed without the ring.
+    pub inline_sends_total: u64,
+    /// Sends that had to wait for the peer.
+    pub blocked_sends_total: u64,
+}
+
+/// The core's loop.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PumpMetrics {
+    /// Turns given to monoio.
+    pub turns_total: u64,
+    /// Longest time between two passes of the relay ring while work was pending, in microseconds.
+    pub longest_gap_us: u64,
+    /// Timers that fired.
+    pub timers_fired_total: u64,
+}
+
+impl CoreMetrics {
+    /// All zero, for a configuration of this shape.
+    pub fn new(core: CoreId, listeners: usize, upstreams: usize, servers: usize) -> Self {
+        Self {
+            core,
+            listeners: vec![ListenerMetrics::default(); listeners],
+            upstreams: vec![UpstreamMetrics::default(); upstreams],
+            servers: vec![ServerMetrics::default(); servers],
+            closed: HashMap::new(),
+            buffers: BufferMetrics::default(),
+            ring: RingMetrics::default(),
+            pump: PumpMetrics::default(),
+            access_log_dropped_total: 0,
+        }
+    }
+
+    /// The listener's numbers.
+    pub fn listener(&mut self, id: ListenerId) -> &mut ListenerMetrics {
+        &mut self.listeners[usize::from(id.0)]
+    }
+
+    /// The upstream's numbers.
+    pub fn upstream(&mut self, id: UpstreamId) -> &mut UpstreamMetrics {
+        &mut self.upstreams[usize::from(id.0)]
+    }
+
+    /// The server's numbers.
+    pub fn server(&mut self, id: ServerId) -> &mut ServerMetrics {
+        &mut self.servers[usize::from(id.0)]
+    }
+}
