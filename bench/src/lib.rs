@@ -1,1 +1,17 @@
-//! Test servers.
+//! Test servers and load for layer-4 proxies, from outside.
+//!
+//! This crate knows nothing of Corelay: it opens sockets, sends bytes and checks what comes back,
+//! so that what it says about Corelay it can say about HAProxy and nginx too.
+//!
+//! * [`servers`]: what a proxy connects *to*: echo, sink, source, HTTP, and servers that misbehave
+//!   on purpose. Used by the end-to-end tests, by `corelay demo` and by `corelay-bench serve`.
+//! * [`load`]: what connects to a proxy: closed-loop request/response, and idle connections.
+//! * [`pattern`]: seeded bytes that can be checked at any offset.
+//! * [`endpoint`]: `ip:port` or `unix:/path`.
+//! * [`limits`]: room for file descriptors.
+
+pub mod endpoint;
+pub mod limits;
+pub mod load;
+pub mod pattern;
+pub mod servers;

@@ -2,7 +2,10 @@
 //!
 //! There is no atomic and no lock: a scrape asks the core for a copy through its mailbox, and the
 //! core answers with a [`CoreMetrics`] clone between two passes of its loop. Names and exposition
-//! live in [`exposition`].
+//! live in [`exposition`] (Prometheus) and [`stats`] (JSON for a person).
+
+pub mod exposition;
+pub mod stats;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,6 +19,80 @@ use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 const HISTOGRAM_DIGITS: u8 = 2;
 /// Longest latency that a histogram tells apart, in microseconds (about 12 days).
 const HISTOGRAM_MAX_US: u64 = 1 << 40;
+
+/// What the ids are called and how they belong together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// By [`ListenerId`].
+    pub listeners: Vec<ListenerName>,
+    /// By [`UpstreamId`].
+    pub upstreams: Vec<String>,
+    /// By [`ServerId`].
+    pub servers: Vec<ServerName>,
+}
+
+/// A listener's label, and where its sessions go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerName {
+    /// As in the configuration.
+    pub name: String,
+    /// Where its sessions go.
+    pub upstream: UpstreamId,
+}
+
+/// A server's label, and where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerName {
+    /// Its address.
+    pub address: String,
+    /// The group that it is one of.
+    pub upstream: UpstreamId,
+}
+
+/// What the whole process uses; read by the caller, since this module does no I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessMetrics {
+    /// Since start, monotonic.
+    pub uptime: Duration,
+    /// Open file descriptors.
+    pub open_fds: u64,
+    /// The limit on them (RLIMIT_NOFILE, soft).
+    pub max_fds: u64,
+    /// Resident memory, in bytes.
+    pub resident_memory_bytes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// User and system CPU time.
+    pub cpu: Duration,
+    /// Access-log lines that the kernel took.
+    pub access_log_lines_written_total: u64,
+    /// Whether the access log's target takes nothing at present.
+    pub access_log_stalled: bool,
+}
+
+/// Everything that one scrape shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape<'a> {
+    /// What the ids are called.
+    pub names: &'a Names,
+    /// The last copy that each core gave.
+    pub cores: &'a [CoreMetrics],
+    /// By the index in `cores`: whether the core did not answer this time. Missing means it did.
+    pub stale: &'a [bool],
+    /// The process.
+    pub process: ProcessMetrics,
+    /// Of Corelay.
+    pub version: &'a str,
+    /// Name of each feature of io_uring that Corelay knows of, and whether it is in use.
+    pub ring_features: &'a [(&'a str, bool)],
+}
+
+impl Scrape<'_> {
+    /// Whether the core at this index of `cores` did not answer.
+    pub fn is_stale(&self, index: usize) -> bool {
+        self.stale.get(index).copied().unwrap_or(false)
+    }
+}
 
 /// A latency histogram in microseconds.
 #[derive(Clone, Debug)]
@@ -52,7 +129,9 @@ impl LatencyHistogram {
 
     /// Adds another core's values.
     pub fn merge(&mut self, other: &Self) {
-        self.inner.add(&other.inner).expect("both have the same bounds");
+        self.inner
+            .add(&other.inner)
+            .expect("both have the same bounds");
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 }

@@ -1,0 +1,91 @@
+//! Defaults and limits of every setting, with the reason for each.
+//!
+//! The commented `config.yaml` at the top of the repository states the same defaults; a test
+//! compares the two.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::model::{AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, TcpOptions, Timeouts};
+
+/// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
+pub const TEXT_MAX_BYTES: usize = 4 << 20;
+/// Most YAML values in one configuration. Aliases can make a short text expand to very many.
+pub const NODES_MAX: u32 = 200_000;
+/// Longest name of a listener or an upstream, in bytes. Names are metric labels.
+pub const NAME_MAX_BYTES: usize = 64;
+/// Most listeners, and most upstreams.
+pub const LISTENERS_MAX: usize = 1024;
+/// Most servers over all upstreams, as written.
+pub const SERVERS_MAX: usize = 4096;
+/// CPU numbers that `sched_setaffinity(2)` can name with the fixed-size set of the C library.
+pub const CPUS_MAX: usize = 1024;
+
+/// Size of one buffer, in bytes. Below, system calls dominate; above, nothing is gained.
+pub const BUFFER_SIZE_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 20;
+/// A buffer's size is a multiple of this, in bytes, so that buffers share cache lines with nobody.
+pub const BUFFER_SIZE_STEP_BYTES: u64 = 1 << 10;
+/// Buffers per core. The kernel's buffer ring has at most 32,768 entries.
+pub const BUFFERS_PER_CORE: RangeInclusive<u64> = 64..=32_768;
+/// Largest slab of one core, in bytes: beyond it, somebody mixed up the two numbers.
+pub const SLAB_MAX_BYTES: u64 = 4 << 30;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Every deadline. One millisecond is the resolution; a month is beyond any session worth its slot.
+pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY.saturating_mul(30);
+/// `TCP_USER_TIMEOUT` is a signed 32-bit number of milliseconds: 24.8 days.
+pub const USER_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=DAY.saturating_mul(24);
+/// `TCP_KEEPIDLE` and `TCP_KEEPINTVL`: whole seconds, `MAX_TCP_KEEPIDLE` of the kernel.
+pub const KEEPALIVE_TIME: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(32_767);
+/// `TCP_KEEPCNT`: `MAX_TCP_KEEPCNT` of the kernel.
+pub const KEEPALIVE_COUNT: RangeInclusive<u64> = 1..=127;
+/// Length of an accept queue. The kernel cuts it to `net.core.somaxconn` without a word.
+pub const BACKLOG: RangeInclusive<u64> = 1..=65_535;
+/// Permission bits of a unix socket's path.
+pub const UNIX_MODE_MAX: u32 = 0o777;
+
+/// 16 KiB holds a full TLS record; 4,096 of them are 64 MiB of address space per core, of which only
+/// a window is touched.
+pub const DEFAULT_BUFFERS: Buffers = Buffers {
+    size_bytes: 16 << 10,
+    per_core: 4096,
+};
+
+/// Connect: one SYN retransmission (1 s) and its answer. Idle: longer than usual keepalives of
+/// applications. Half-close: what a late reply may take. Drain: below systemd's 90 s stop timeout.
+pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(3),
+    idle: Duration::from_secs(10 * 60),
+    half_close: Duration::from_secs(30),
+    max_age: None,
+    drain: Duration::from_secs(30),
+};
+
+/// A dead peer is noticed after 60 + 3 × 10 = 90 s of silence.
+pub const DEFAULT_KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(10),
+    count: 3,
+};
+
+/// A relay must not add Nagle's delay to what the two ends chose.
+pub const DEFAULT_TCP: TcpOptions = TcpOptions {
+    nodelay: true,
+    keepalive: Some(DEFAULT_KEEPALIVE),
+    user_timeout: None,
+};
+
+/// The default of `net.core.somaxconn` since Linux 5.4.
+pub const DEFAULT_BACKLOG: u32 = 4096;
+/// The owner and the group may connect.
+pub const DEFAULT_UNIX_MODE: u32 = 0o660;
+
+/// Made for a log collector.
+pub const DEFAULT_LOG: Log = Log {
+    level: LogLevel::Info,
+    format: LogFormat::Json,
+    access: AccessLog::All,
+    access_file: None,
+};

@@ -1,0 +1,494 @@
+//! Typed reading of the raw tree: every mistake is noted in a [`Report`] and reading goes on.
+//!
+//! Getters return `None` after they noted a problem, so that the caller can put a default in and
+//! find the next problem. It knows kinds of values but no key of the configuration.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::expand;
+use super::limits::NAME_MAX_BYTES;
+use super::raw::{Node, NodeId, Value};
+use crate::units::{ByteSize, UnitError, format_duration, parse_duration, shorten};
+
+/// The word that switches a setting off.
+pub(super) const OFF: &str = "off";
+
+/// A value and the path to it.
+#[derive(Clone, Debug)]
+pub(super) struct Cursor<'n> {
+    pub(super) node: &'n Node,
+    pub(super) path: String,
+}
+
+/// A place that outlives the cursor, for the checks that come after reading.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// `None` for what has no text: the command line.
+    pub(super) id: Option<NodeId>,
+    pub(super) path: String,
+}
+
+/// One problem before its line is known.
+#[derive(Clone, Debug)]
+pub(super) struct Finding {
+    pub(super) place: Place,
+    pub(super) problem: String,
+    pub(super) remedy: String,
+}
+
+/// Everything found so far.
+pub(super) struct Report<'e> {
+    env: &'e dyn Fn(&str) -> Option<String>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// A mapping whose keys are known.
+pub(super) struct Section<'n> {
+    pub(super) place: Place,
+    entries: Vec<(&'n str, Cursor<'n>)>,
+}
+
+impl<'n> Cursor<'n> {
+    pub(super) fn root(node: &'n Node) -> Self {
+        Self {
+            node,
+            path: String::new(),
+        }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place {
+            id: Some(self.node.id),
+            path: self.path.clone(),
+        }
+    }
+
+    fn key(&self, key: &str, node: &'n Node) -> Self {
+        Self {
+            node,
+            path: join(&self.path, key),
+        }
+    }
+
+    fn index(&self, index: usize, node: &'n Node) -> Self {
+        Self {
+            node,
+            path: format!("{}[{index}]", self.path),
+        }
+    }
+}
+
+/// `a` and `b` make `a.b`; a key that is not a plain word is escaped, so that it stays on one line.
+fn join(path: &str, key: &str) -> String {
+    let key = shorten(key);
+    if path.is_empty() {
+        key
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+impl<'e> Report<'e> {
+    pub(super) fn new(env: &'e dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            env,
+            findings: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        place: Place,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.findings.push(Finding {
+            place,
+            problem: problem.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    /// The text of a scalar, expanded. Call it once per value.
+    pub(super) fn text(&mut self, at: &Cursor<'_>) -> Option<String> {
+        match &at.node.value {
+            Value::Scalar(text) => match expand::expand(text, self.env) {
+                Ok(text) => Some(text),
+                Err(error) => {
+                    self.add(at.place(), error.to_string(), error.remedy());
+                    None
+                }
+            },
+            Value::Null => {
+                self.add(
+                    at.place(),
+                    "has no value",
+                    "write one, or remove the key for the default",
+                );
+                None
+            }
+            Value::List(_) | Value::Map(_) => {
+                let problem = format!("is {}, but must be one value", kind(at.node));
+                self.add(
+                    at.place(),
+                    problem,
+                    "write one value; quote it if it holds [ ] { }",
+                );
+                None
+            }
+        }
+    }
+
+    /// The items of a list.
+    pub(super) fn list<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<Cursor<'n>>> {
+        match &at.node.value {
+            Value::List(items) => Some(
+                items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| at.index(index, item))
+                    .collect(),
+            ),
+            Value::Null | Value::Scalar(_) | Value::Map(_) => {
+                self.add(
+                    at.place(),
+                    format!("is {}, but must be a list", kind(at.node)),
+                    "write it as [a, b]",
+                );
+                None
+            }
+        }
+    }
+
+    /// The entries of a mapping, the first of equal keys only; the others are noted. `null` is an
+    /// empty mapping: a section whose every line is commented out.
+    fn entries<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, NodeId, Cursor<'n>)>> {
+        let entries = match &at.node.value {
+            Value::Map(entries) => entries.as_slice(),
+            Value::Null => &[],
+            Value::Scalar(_) | Value::List(_) => {
+                let problem = format!("is {}, but must be a mapping", kind(at.node));
+                self.add(at.place(), problem, "write it as lines of `key: value`");
+                return None;
+            }
+        };
+        let mut unique: Vec<(&str, NodeId, Cursor<'_>)> = Vec::with_capacity(entries.len());
+        let mut seen = std::collections::HashSet::with_capacity(entries.len());
+        for entry in entries {
+            let value = at.key(&entry.key, &entry.value);
+            if seen.insert(entry.key.as_str()) {
+                unique.push((&entry.key, entry.key_id, value));
+            } else {
+                let place = Place {
+                    id: Some(entry.key_id),
+                    path: value.path,
+                };
+                self.add(
+                    place,
+                    "stands here a second time",
+                    "keep one of the two, or rename one",
+                );
+            }
+        }
+        Some(unique)
+    }
+
+    /// A mapping with fixed keys. Others are noted, with the key that was probably meant.
+    pub(super) fn section<'n>(&mut self, at: &Cursor<'n>, known: &[&str]) -> Option<Section<'n>> {
+        let mut entries = Vec::new();
+        for (key, key_id, value) in self.entries(at)? {
+            if known.contains(&key) {
+                entries.push((key, value));
+                continue;
+            }
+            let remedy = match closest(key, known) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            self.add(
+                Place {
+                    id: Some(key_id),
+                    path: value.path,
+                },
+                "unknown key",
+                remedy,
+            );
+        }
+        Some(Section {
+            place: at.place(),
+            entries,
+        })
+    }
+
+    /// A mapping whose keys are names that the user gives.
+    pub(super) fn named<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, Cursor<'n>)>> {
+        let entries = self.entries(at)?;
+        let mut named = Vec::with_capacity(entries.len());
+        for (name, key_id, value) in entries {
+            let plain =
+                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+            if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(plain) {
+                let place = Place {
+                    id: Some(key_id),
+                    path: value.path.clone(),
+                };
+                let remedy = format!("use 1 to {NAME_MAX_BYTES} letters, digits, `_`, `-` or `.`");
+                self.add(place, "cannot be a name", remedy);
+            }
+            named.push((name, value));
+        }
+        Some(named)
+    }
+
+    /// A whole number within limits.
+    pub(super) fn number(&mut self, at: &Cursor<'_>, range: &RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text(at)?;
+        let remedy = format!(
+            "write a whole number from {} to {}",
+            range.start(),
+            range.end()
+        );
+        let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse::<u64>() {
+            Ok(number) if digits_only && range.contains(&number) => Some(number),
+            _ if digits_only => {
+                self.add(
+                    at.place(),
+                    format!("`{}` is out of range", shorten(&text)),
+                    remedy,
+                );
+                None
+            }
+            _ => {
+                self.add(
+                    at.place(),
+                    format!("`{}` is not a whole number", shorten(&text)),
+                    remedy,
+                );
+                None
+            }
+        }
+    }
+
+    /// A number of bytes within limits.
+    pub(super) fn byte_size(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<u64>,
+        step: u64,
+    ) -> Option<u64> {
+        let text = self.text(at)?;
+        let ByteSize(bytes) = self.parsed(at, text.parse())?;
+        if range.contains(&bytes) && bytes.is_multiple_of(step) {
+            return Some(bytes);
+        }
+        let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+        let problem = if range.contains(&bytes) {
+            "is not a whole multiple"
+        } else {
+            "is out of range"
+        };
+        let remedy = format!(
+            "write a multiple of {} from {least} to {most}",
+            ByteSize(step)
+        );
+        self.add(at.place(), format!("`{text}` {problem}"), remedy);
+        None
+    }
+
+    /// A duration within limits.
+    pub(super) fn duration(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let text = self.text(at)?;
+        if text == OFF {
+            self.add(
+                at.place(),
+                "cannot be off",
+                "write a duration, or remove the key for the default",
+            );
+            return None;
+        }
+        self.checked_duration(at, &text, range)
+    }
+
+    /// A duration within limits, or `off`.
+    pub(super) fn duration_or_off(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<Duration>,
+    ) -> Option<Option<Duration>> {
+        let text = self.text(at)?;
+        if text == OFF {
+            return Some(None);
+        }
+        self.checked_duration(at, &text, range).map(Some)
+    }
+
+    fn checked_duration(
+        &mut self,
+        at: &Cursor<'_>,
+        text: &str,
+        range: &RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let duration = self.parsed(at, parse_duration(text))?;
+        if range.contains(&duration) {
+            return Some(duration);
+        }
+        let remedy = format!(
+            "write {} to {}",
+            format_duration(*range.start()),
+            format_duration(*range.end())
+        );
+        self.add(
+            at.place(),
+            format!("`{}` is out of range", shorten(text)),
+            remedy,
+        );
+        None
+    }
+
+    /// `true` or `false`. The YAML 1.1 words `yes` and `on` are text in YAML 1.2.
+    pub(super) fn boolean(&mut self, at: &Cursor<'_>) -> Option<bool> {
+        self.choice(at, &[("true", true), ("false", false)])
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(&mut self, at: &Cursor<'_>, choices: &[(&str, T)]) -> Option<T> {
+        let text = self.text(at)?;
+        let chosen = choices
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value);
+        if chosen.is_none() {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            self.add(
+                at.place(),
+                format!("`{}` is not a choice", shorten(&text)),
+                format!("write {}", words.join(" or ")),
+            );
+        }
+        chosen
+    }
+
+    /// Notes why a text is not the quantity it should be.
+    pub(super) fn parsed<T>(&mut self, at: &Cursor<'_>, parsed: Result<T, UnitError>) -> Option<T> {
+        match parsed {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.add(at.place(), error.to_string(), error.remedy());
+                None
+            }
+        }
+    }
+}
+
+impl<'n> Section<'n> {
+    /// The value of a key, if it is there.
+    pub(super) fn get(&self, key: &str) -> Option<&Cursor<'n>> {
+        self.entries
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
+    }
+
+    /// The value of a key that must be there.
+    pub(super) fn require(
+        &self,
+        report: &mut Report<'_>,
+        key: &str,
+        example: &str,
+    ) -> Option<&Cursor<'n>> {
+        let found = self.get(key);
+        if found.is_none() {
+            report.add(
+                self.place.clone(),
+                format!("`{key}` is missing"),
+                format!("add it, like `{example}`"),
+            );
+        }
+        found
+    }
+}
+
+fn kind(node: &Node) -> &'static str {
+    match node.value {
+        Value::Null => "empty",
+        Value::Scalar(_) => "one value",
+        Value::List(_) => "a list",
+        Value::Map(_) => "a mapping",
+    }
+}
+
+/// The known word that a misspelt one was probably meant to be: at most a third of it differs.
+pub(super) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    // A key far longer than any known one is not a slip, and comparing it would cost its square.
+    if word.len() > NAME_MAX_BYTES {
+        return None;
+    }
+    let differs_most = (word.chars().count() / 3).max(1);
+    let scored = known
+        .iter()
+        .map(|candidate| (edit_distance(word, candidate), *candidate));
+    scored
+        .filter(|(distance, _)| *distance <= differs_most)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, word)| word)
+}
+
+/// Levenshtein's distance without regard to case; a swap of neighbours counts as one.
+fn edit_distance(one: &str, other: &str) -> usize {
+    let fold = |text: &str| {
+        text.chars()
+            .map(|c| {
+                if c == '-' {
+                    '_'
+                } else {
+                    c.to_ascii_lowercase()
+                }
+            })
+            .collect()
+    };
+    let one: Vec<char> = fold(one);
+    let other: Vec<char> = fold(other);
+    let mut before_previous: Vec<usize> = Vec::new();
+    let mut previous: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.iter().enumerate() {
+        let mut current = vec![i + 1];
+        for (j, b) in other.iter().enumerate() {
+            let replaced = previous[j] + usize::from(a != b);
+            let mut best = replaced.min(previous[j + 1] + 1).min(current[j] + 1);
+            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
+                best = best.min(before_previous[j - 1] + 1);
+            }
+            current.push(best);
+        }
+        before_previous = std::mem::replace(&mut previous, current);
+    }
+    previous[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_are_recognised_and_strangers_are_not() {
+        let known = ["connect", "idle", "half_close", "max_age", "drain"];
+        for (word, expected) in [
+            ("conect", Some("connect")),
+            ("idel", Some("idle")),
+            ("half-close", Some("half_close")),
+            ("HalfClose", Some("half_close")),
+            ("maxage", Some("max_age")),
+            ("keepalive", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(closest(word, &known), expected, "{word}");
+        }
+    }
+}

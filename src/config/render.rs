@@ -1,0 +1,188 @@
+//! The effective configuration as YAML: every default filled in, and loadable again to an equal
+//! [`Config`].
+//!
+//! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_yaml::{Mapping, Value};
+
+use super::expand::escape;
+use super::model::{Balance, Config, Keepalive, Listener, Log, Upstream, Workers};
+use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS};
+use crate::units::{ByteSize, format_duration};
+
+/// Writes a configuration in the full form.
+pub fn render(config: &Config) -> String {
+    let Config {
+        workers,
+        buffers,
+        timeouts,
+        tcp,
+        listeners,
+        upstreams,
+        admin,
+        log,
+    } = config;
+    let mut root = vec![
+        ("workers", render_workers(workers)),
+        (
+            "buffers",
+            mapping([
+                ("size", text(ByteSize(u64::from(buffers.size_bytes)))),
+                ("per_core", buffers.per_core.into()),
+            ]),
+        ),
+        (
+            "timeouts",
+            mapping([
+                ("connect", duration(timeouts.connect)),
+                ("idle", duration(timeouts.idle)),
+                ("half_close", duration(timeouts.half_close)),
+                ("max_age", duration_or_off(timeouts.max_age)),
+                ("drain", duration(timeouts.drain)),
+            ]),
+        ),
+        (
+            "tcp",
+            mapping([
+                ("nodelay", tcp.nodelay.into()),
+                ("keepalive", render_keepalive(tcp.keepalive)),
+                ("user_timeout", duration_or_off(tcp.user_timeout)),
+            ]),
+        ),
+        (
+            "listeners",
+            mapping(
+                listeners
+                    .iter()
+                    .map(|it| (it.name.as_str(), render_listener(it, upstreams))),
+            ),
+        ),
+        (
+            "upstreams",
+            mapping(
+                upstreams
+                    .iter()
+                    .map(|it| (it.name.as_str(), render_upstream(it))),
+            ),
+        ),
+    ];
+    if let Some(admin) = admin {
+        root.push(("admin", mapping([("bind", text(admin.bind))])));
+    }
+    root.push(("log", render_log(log)));
+    to_yaml(&mapping(root))
+}
+
+fn to_yaml(value: &impl Serialize) -> String {
+    serde_yaml::to_string(value).expect("a tree of plain values has a YAML form")
+}
+
+fn mapping<'k>(entries: impl IntoIterator<Item = (&'k str, Value)>) -> Value {
+    Value::Mapping(
+        entries
+            .into_iter()
+            .map(|(key, value)| (Value::from(key), value))
+            .collect::<Mapping>(),
+    )
+}
+
+fn text(value: impl ToString) -> Value {
+    Value::String(escape(&value.to_string()))
+}
+
+fn duration(value: Duration) -> Value {
+    text(format_duration(value))
+}
+
+fn duration_or_off(value: Option<Duration>) -> Value {
+    value.map_or_else(|| text("off"), duration)
+}
+
+fn render_workers(workers: &Workers) -> Value {
+    match workers {
+        Workers::Auto => text("auto"),
+        Workers::Count(count) => (*count).into(),
+        Workers::Cpus(cpus) => cpus.clone().into(),
+    }
+}
+
+fn render_keepalive(keepalive: Option<Keepalive>) -> Value {
+    let Some(Keepalive {
+        idle,
+        interval,
+        count,
+    }) = keepalive
+    else {
+        return text("off");
+    };
+    mapping([
+        ("idle", duration(idle)),
+        ("interval", duration(interval)),
+        ("count", count.into()),
+    ])
+}
+
+fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
+    let Listener {
+        name: _,
+        bind,
+        upstream,
+        backlog,
+        unix_mode,
+        defer_connect,
+    } = listener;
+    mapping([
+        ("bind", text(bind)),
+        ("upstream", text(&upstreams[usize::from(upstream.0)].name)),
+        ("backlog", (*backlog).into()),
+        ("unix_mode", text(format!("{unix_mode:04o}"))),
+        ("defer_connect", duration_or_off(*defer_connect)),
+    ])
+}
+
+fn render_upstream(upstream: &Upstream) -> Value {
+    let balance = match upstream.balance {
+        Balance::RoundRobin => "round_robin",
+    };
+    let servers = upstream
+        .servers
+        .iter()
+        .map(|server| mapping([("address", text(&server.address)), ("weight", 1.into())]));
+    mapping([
+        ("balance", text(balance)),
+        ("servers", Value::Sequence(servers.collect())),
+    ])
+}
+
+fn render_log(log: &Log) -> Value {
+    let Log {
+        level,
+        format,
+        access,
+        access_file,
+    } = log;
+    let access_file = match access_file {
+        None => text(ACCESS_TO_STDOUT),
+        // A file of that very name, in the working directory.
+        Some(path) if path.as_os_str() == ACCESS_TO_STDOUT => text(format!("./{ACCESS_TO_STDOUT}")),
+        Some(path) => text(path.display()),
+    };
+    mapping([
+        ("level", word(&LOG_LEVELS, level)),
+        ("format", word(&LOG_FORMATS, format)),
+        ("access", word(&ACCESS_LOGS, access)),
+        ("access_file", access_file),
+    ])
+}
+
+/// The word that is read back as this value.
+fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> Value {
+    let (word, _) = words
+        .iter()
+        .find(|(_, candidate)| candidate == value)
+        .expect("every value has its word");
+    text(word)
+}

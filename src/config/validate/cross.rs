@@ -1,0 +1,268 @@
+//! Relations between the parts of a configuration, and the step from a draft to the model.
+
+use std::time::Duration;
+
+use crate::config::address::{binds_collide, is_loop, same_server};
+use crate::config::limits::{DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_TCP, DEFAULT_TIMEOUTS};
+use crate::config::model::{
+    Admin, Balance, Buffers, Config, Listener, Log, Server, ServerAddress, TcpOptions, Timeouts,
+    Upstream, Workers,
+};
+use crate::config::read::{Place, Report, closest};
+use crate::units::{Address, UpstreamId, shorten};
+
+/// A configuration with holes where something was wrong, and the place of each part.
+pub(super) struct Draft {
+    pub(super) workers: Workers,
+    pub(super) buffers: Buffers,
+    pub(super) timeouts: Timeouts,
+    pub(super) tcp: TcpOptions,
+    pub(super) listeners: Vec<ListenerDraft>,
+    pub(super) upstreams: Vec<UpstreamDraft>,
+    pub(super) admin: Option<(Admin, Place)>,
+    pub(super) log: Log,
+}
+
+pub(super) struct ListenerDraft {
+    pub(super) name: String,
+    pub(super) bind: Option<Address>,
+    pub(super) bind_place: Place,
+    pub(super) upstream: Option<String>,
+    pub(super) upstream_place: Place,
+    pub(super) backlog: u32,
+    pub(super) unix_mode: u32,
+    pub(super) defer_connect: Option<Duration>,
+}
+
+pub(super) struct UpstreamDraft {
+    pub(super) name: String,
+    pub(super) place: Place,
+    pub(super) balance: Balance,
+    pub(super) servers: Vec<ServerDraft>,
+}
+
+pub(super) struct ServerDraft {
+    pub(super) address: Option<ServerAddress>,
+    pub(super) place: Place,
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self {
+            workers: Workers::Auto,
+            buffers: DEFAULT_BUFFERS,
+            timeouts: DEFAULT_TIMEOUTS,
+            tcp: DEFAULT_TCP,
+            listeners: Vec::new(),
+            upstreams: Vec::new(),
+            admin: None,
+            log: DEFAULT_LOG,
+        }
+    }
+}
+
+/// Notes every relation that does not hold.
+pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
+    check_references(report, draft);
+    check_binds(report, draft);
+    check_admin(report, draft);
+    check_servers(report, draft);
+    check_loops(report, draft);
+}
+
+fn check_references(report: &mut Report<'_>, draft: &Draft) {
+    let names: Vec<&str> = draft
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.name.as_str())
+        .collect();
+    for listener in &draft.listeners {
+        let Some(wanted) = &listener.upstream else {
+            continue;
+        };
+        if names.contains(&wanted.as_str()) {
+            continue;
+        }
+        let remedy = match closest(wanted, &names) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!(
+                "add it under `upstreams`, or name one of: {}",
+                names.join(", ")
+            ),
+        };
+        report.add(
+            listener.upstream_place.clone(),
+            format!("there is no upstream `{}`", shorten(wanted)),
+            remedy,
+        );
+    }
+    // Where a listener's part is missing, nobody can say what is unused.
+    if draft.listeners.is_empty()
+        || draft
+            .listeners
+            .iter()
+            .any(|listener| listener.upstream.is_none())
+    {
+        return;
+    }
+    for upstream in &draft.upstreams {
+        if !draft
+            .listeners
+            .iter()
+            .any(|listener| listener.upstream.as_deref() == Some(upstream.name.as_str()))
+        {
+            let remedy = "point a listener at it, or remove it";
+            report.add(
+                upstream.place.clone(),
+                "no listener uses this upstream",
+                remedy,
+            );
+        }
+    }
+}
+
+fn check_binds(report: &mut Report<'_>, draft: &Draft) {
+    for (index, listener) in draft.listeners.iter().enumerate() {
+        let Some(bind) = &listener.bind else { continue };
+        let earlier = draft.listeners[..index].iter().find(|earlier| {
+            earlier
+                .bind
+                .as_ref()
+                .is_some_and(|other| binds_collide(bind, other))
+        });
+        if let Some(earlier) = earlier {
+            let other = earlier.bind.as_ref().expect("found by it");
+            let problem = format!(
+                "`{bind}` collides with `{other}` of {}",
+                earlier.bind_place.path
+            );
+            report.add(
+                listener.bind_place.clone(),
+                problem,
+                "give each listener an address of its own",
+            );
+        }
+    }
+}
+
+fn check_admin(report: &mut Report<'_>, draft: &Draft) {
+    let Some((admin, place)) = &draft.admin else {
+        return;
+    };
+    let bind = Address::Tcp(admin.bind);
+    for listener in &draft.listeners {
+        let Some(other) = &listener.bind else {
+            continue;
+        };
+        if binds_collide(&bind, other) {
+            let problem = format!(
+                "`{bind}` collides with `{other}` of {}",
+                listener.bind_place.path
+            );
+            report.add(
+                place.clone(),
+                problem,
+                "give the admin listener a port of its own",
+            );
+        }
+    }
+}
+
+fn check_servers(report: &mut Report<'_>, draft: &Draft) {
+    for upstream in &draft.upstreams {
+        for (index, server) in upstream.servers.iter().enumerate() {
+            let Some(address) = &server.address else {
+                continue;
+            };
+            let mut earlier = upstream.servers[..index]
+                .iter()
+                .filter_map(|earlier| earlier.address.as_ref());
+            if earlier.any(|other| same_server(address, other)) {
+                let problem = format!("`{address}` stands in this upstream a second time");
+                report.add(
+                    server.place.clone(),
+                    problem,
+                    "name each server once; weights are not supported yet",
+                );
+            }
+        }
+    }
+}
+
+fn check_loops(report: &mut Report<'_>, draft: &Draft) {
+    for server in draft
+        .upstreams
+        .iter()
+        .flat_map(|upstream| &upstream.servers)
+    {
+        let Some(address) = &server.address else {
+            continue;
+        };
+        let own = draft.listeners.iter().find(|listener| {
+            listener
+                .bind
+                .as_ref()
+                .is_some_and(|bind| is_loop(bind, address))
+        });
+        if let Some(listener) = own {
+            let problem = format!(
+                "`{address}` is Corelay's own listener ({}): a loop",
+                listener.bind_place.path
+            );
+            report.add(
+                server.place.clone(),
+                problem,
+                "write the address of a server behind Corelay",
+            );
+        }
+    }
+}
+
+impl Draft {
+    /// Call it only when nothing is wrong.
+    ///
+    /// # Panics
+    /// If a part is missing although no problem was noted: a bug of this module.
+    pub(super) fn into_config(self) -> Config {
+        let whole = "a part is missing only where a problem was noted";
+        let id_of = |name: &str| {
+            let index = self
+                .upstreams
+                .iter()
+                .position(|upstream| upstream.name == name)
+                .expect(whole);
+            UpstreamId(u16::try_from(index).expect("at most LISTENERS_MAX upstreams"))
+        };
+        let listeners = self.listeners.iter().map(|listener| Listener {
+            name: listener.name.clone(),
+            bind: listener.bind.clone().expect(whole),
+            upstream: id_of(listener.upstream.as_deref().expect(whole)),
+            backlog: listener.backlog,
+            unix_mode: listener.unix_mode,
+            defer_connect: listener.defer_connect,
+        });
+        let servers = |servers: &[ServerDraft]| {
+            servers
+                .iter()
+                .map(|server| Server {
+                    address: server.address.clone().expect(whole),
+                })
+                .collect()
+        };
+        let upstreams = self.upstreams.iter().map(|upstream| Upstream {
+            name: upstream.name.clone(),
+            balance: upstream.balance,
+            servers: servers(&upstream.servers),
+        });
+        Config {
+            listeners: listeners.collect(),
+            upstreams: upstreams.collect(),
+            workers: self.workers,
+            buffers: self.buffers,
+            timeouts: self.timeouts,
+            tcp: self.tcp,
+            admin: self.admin.map(|(admin, _)| admin),
+            log: self.log,
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! Raw tree → draft: which keys there are, what each may hold, and what stands for it when it is
+//! absent.
+//!
+//! Every getter notes its problem and goes on; relations between the parts (dangling references,
+//! colliding addresses) are [`cross`]'s, and only a draft without a single finding becomes a
+//! [`Config`].
+
+mod cross;
+mod settings;
+
+pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS};
+
+use super::address;
+use super::limits::{
+    BACKLOG, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, SERVERS_MAX, TIMEOUT, UNIX_MODE_MAX,
+};
+use super::model::{Balance, Config, ServerAddress};
+use super::raw::{Node, Value};
+use super::read::{Cursor, Finding, Place, Report, Section};
+use crate::units::{Address, shorten};
+use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
+
+const ROOT_KEYS: [&str; 8] = [
+    "workers",
+    "buffers",
+    "timeouts",
+    "tcp",
+    "listeners",
+    "upstreams",
+    "admin",
+    "log",
+];
+const LISTENER_KEYS: [&str; 5] = ["bind", "upstream", "backlog", "unix_mode", "defer_connect"];
+const UPSTREAM_KEYS: [&str; 2] = ["balance", "servers"];
+const SERVER_KEYS: [&str; 2] = ["address", "weight"];
+const ADMIN_KEYS: [&str; 1] = ["bind"];
+const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
+
+/// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
+pub(super) fn known_keys() -> Vec<String> {
+    let sections: [(&str, &[&str]); 10] = [
+        ("", &ROOT_KEYS),
+        ("buffers.", &settings::BUFFERS_KEYS),
+        ("timeouts.", &settings::TIMEOUTS_KEYS),
+        ("tcp.", &settings::TCP_KEYS),
+        ("tcp.keepalive.", &settings::KEEPALIVE_KEYS),
+        ("listeners.NAME.", &LISTENER_KEYS),
+        ("upstreams.NAME.", &UPSTREAM_KEYS),
+        ("upstreams.NAME.servers[].", &SERVER_KEYS),
+        ("admin.", &ADMIN_KEYS),
+        ("log.", &settings::LOG_KEYS),
+    ];
+    sections
+        .iter()
+        .flat_map(|(prefix, keys)| keys.iter().map(move |key| format!("{prefix}{key}")))
+        .collect()
+}
+
+/// Reads and checks a whole tree.
+///
+/// # Errors
+/// Everything that is wrong, in no particular order; never an empty list.
+pub(super) fn validate(
+    root: &Node,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, Vec<Finding>> {
+    let mut report = Report::new(env);
+    let root = Cursor::root(root);
+    let draft = match &root.node.value {
+        Value::List(_) => compact(&mut report, &root),
+        Value::Map(_) => full(&mut report, &root),
+        Value::Null | Value::Scalar(_) => {
+            let remedy = "write `listeners:` and `upstreams:`, or a list of { listen, forward }";
+            report.add(root.place(), "there is no configuration here", remedy);
+            None
+        }
+    };
+    finish(report, draft)
+}
+
+/// What `corelay relay` was told.
+pub(super) fn validate_relay(
+    listen: &str,
+    to: &[String],
+    admin: Option<&str>,
+) -> Result<Config, Vec<Finding>> {
+    let no_env = |_: &str| None;
+    let mut report = Report::new(&no_env);
+    let argument = |path: &str| Place {
+        id: None,
+        path: path.to_owned(),
+    };
+    let listen_place = argument("--listen");
+    let bind = parse_listen(&mut report, &listen_place, listen);
+    let mut servers = Vec::new();
+    for server in to {
+        let place = argument("--to");
+        let address = parse_server(&mut report, &place, server);
+        servers.push(ServerDraft { address, place });
+    }
+    if to.is_empty() {
+        report.add(argument("--to"), "there is no server", "add --to HOST:PORT");
+    }
+    let admin = admin.and_then(|admin| parse_admin(&mut report, argument("--admin"), admin));
+    let listener = ListenerDraft {
+        name: "relay".to_owned(),
+        bind,
+        bind_place: listen_place.clone(),
+        upstream: Some("relay".to_owned()),
+        upstream_place: listen_place,
+        backlog: DEFAULT_BACKLOG,
+        unix_mode: DEFAULT_UNIX_MODE,
+        defer_connect: None,
+    };
+    let upstream = UpstreamDraft {
+        name: "relay".to_owned(),
+        place: argument("--to"),
+        balance: Balance::RoundRobin,
+        servers,
+    };
+    let draft = Draft {
+        listeners: vec![listener],
+        upstreams: vec![upstream],
+        admin,
+        ..Draft::default()
+    };
+    finish(report, Some(draft))
+}
+
+fn finish(mut report: Report<'_>, draft: Option<Draft>) -> Result<Config, Vec<Finding>> {
+    let Some(draft) = draft else {
+        return Err(report.findings);
+    };
+    cross::check(&mut report, &draft);
+    if report.findings.is_empty() {
+        Ok(draft.into_config())
+    } else {
+        Err(report.findings)
+    }
+}
+
+/// The full form: a mapping.
+fn full(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
+    let section = report.section(root, &ROOT_KEYS)?;
+    let mut draft = Draft::default();
+    if let Some(at) = section.get("workers") {
+        draft.workers = settings::workers(report, at).unwrap_or(draft.workers);
+    }
+    if let Some(at) = section.get("buffers") {
+        draft.buffers = settings::buffers(report, at).unwrap_or(draft.buffers);
+    }
+    if let Some(at) = section.get("timeouts") {
+        draft.timeouts = settings::timeouts(report, at).unwrap_or(draft.timeouts);
+    }
+    if let Some(at) = section.get("tcp") {
+        draft.tcp = settings::tcp(report, at).unwrap_or(draft.tcp);
+    }
+    if let Some(at) = section.get("log") {
+        draft.log = settings::log(report, at).unwrap_or(draft.log);
+    }
+    if let Some(at) = section.get("admin") {
+        draft.admin = admin(report, at);
+    }
+    if let Some(at) = section.require(
+        report,
+        "listeners",
+        "listeners: { edge: { bind: 0.0.0.0:9000, upstream: app } }",
+    ) {
+        draft.listeners = listeners(report, at);
+    }
+    if let Some(at) = section.require(
+        report,
+        "upstreams",
+        "upstreams: { app: { servers: [127.0.0.1:9090] } }",
+    ) {
+        draft.upstreams = upstreams(report, at);
+    }
+    Some(draft)
+}
+
+/// The compact form: a list of `{ listen, forward }`. Names are made from the position.
+fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
+    let items = report.list(root)?;
+    let mut draft = Draft::default();
+    if items.is_empty() {
+        report.add(
+            root.place(),
+            "the list is empty",
+            "add { listen: 9000, forward: [127.0.0.1:9090] }",
+        );
+    }
+    if !within(report, root, items.len(), LISTENERS_MAX, "listeners") {
+        return None;
+    }
+    for (index, item) in items.iter().enumerate() {
+        let Some(section) = report.section(item, &COMPACT_KEYS) else {
+            continue;
+        };
+        let name = format!("listener-{}", index + 1);
+        let upstream = format!("upstream-{}", index + 1);
+        let listen = section.require(report, "listen", "listen: 9000");
+        let bind = listen.and_then(|at| {
+            let text = report.text(at)?;
+            parse_listen(report, &at.place(), &text)
+        });
+        let listen_place = listen.map_or_else(|| item.place(), Cursor::place);
+        let forward = section.require(report, "forward", "forward: [127.0.0.1:9090]");
+        let forward_place = forward.map_or_else(|| item.place(), Cursor::place);
+        draft.listeners.push(ListenerDraft {
+            name,
+            bind,
+            bind_place: listen_place,
+            upstream: Some(upstream.clone()),
+            upstream_place: forward_place.clone(),
+            backlog: DEFAULT_BACKLOG,
+            unix_mode: DEFAULT_UNIX_MODE,
+            defer_connect: None,
+        });
+        let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
+        draft.upstreams.push(UpstreamDraft {
+            name: upstream,
+            place: forward_place,
+            balance: Balance::RoundRobin,
+            servers,
+        });
+    }
+    Some(draft)
+}
+
+fn within(report: &mut Report<'_>, at: &Cursor<'_>, count: usize, most: usize, what: &str) -> bool {
+    if count > most {
+        report.add(
+            at.place(),
+            format!("{count} {what} are too many"),
+            format!("keep at most {most}"),
+        );
+    }
+    count <= most
+}
+
+fn listeners(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ListenerDraft> {
+    let Some(named) = report.named(at) else {
+        return Vec::new();
+    };
+    if named.is_empty() {
+        report.add(
+            at.place(),
+            "there is no listener",
+            "add one, like `edge: { bind: 0.0.0.0:9000, upstream: app }`",
+        );
+    }
+    if !within(report, at, named.len(), LISTENERS_MAX, "listeners") {
+        return Vec::new();
+    }
+    named
+        .iter()
+        .filter_map(|(name, at)| listener(report, name, at))
+        .collect()
+}
+
+fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<ListenerDraft> {
+    let section = report.section(at, &LISTENER_KEYS)?;
+    let bind_at = section.require(report, "bind", "bind: 0.0.0.0:9000");
+    let bind = bind_at.and_then(|at| {
+        let text = report.text(at)?;
+        parse_bind(report, &at.place(), &text)
+    });
+    let upstream_at = section.require(report, "upstream", "upstream: app");
+    let upstream = upstream_at.and_then(|at| report.text(at));
+    let backlog = section
+        .get("backlog")
+        .and_then(|at| report.number(at, &BACKLOG));
+    let backlog = backlog.map_or(DEFAULT_BACKLOG, |length| {
+        u32::try_from(length).expect("within BACKLOG")
+    });
+    let unix_mode = section
+        .get("unix_mode")
+        .and_then(|at| unix_mode(report, at))
+        .unwrap_or(DEFAULT_UNIX_MODE);
+    let defer_connect = section
+        .get("defer_connect")
+        .and_then(|at| report.duration_or_off(at, &TIMEOUT))
+        .flatten();
+    Some(ListenerDraft {
+        name: name.to_owned(),
+        bind,
+        bind_place: bind_at.map_or_else(|| at.place(), Cursor::place),
+        upstream,
+        upstream_place: upstream_at.map_or_else(|| at.place(), Cursor::place),
+        backlog,
+        unix_mode,
+        defer_connect,
+    })
+}
+
+/// Octal, with the leading zero that says so: YAML itself would read 660 as a decimal number.
+fn unix_mode(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<u32> {
+    let text = report.text(at)?;
+    let octal = text.starts_with('0') && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if octal && mode <= UNIX_MODE_MAX => Some(mode),
+        _ => {
+            let problem = format!("`{}` is not an octal mode", shorten(&text));
+            report.add(
+                at.place(),
+                problem,
+                "write permission bits with a leading 0 and in quotes, like \"0660\"",
+            );
+            None
+        }
+    }
+}
+
+fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<UpstreamDraft> {
+    let Some(named) = report.named(at) else {
+        return Vec::new();
+    };
+    if named.is_empty() {
+        report.add(
+            at.place(),
+            "there is no upstream",
+            "add one, like `app: { servers: [127.0.0.1:9090] }`",
+        );
+    }
+    if !within(report, at, named.len(), LISTENERS_MAX, "upstreams") {
+        return Vec::new();
+    }
+    let mut drafts = Vec::with_capacity(named.len());
+    for (name, at) in &named {
+        // An upstream with an error inside still exists: references to it do not dangle.
+        let section = report.section(at, &UPSTREAM_KEYS);
+        let balance = section
+            .as_ref()
+            .and_then(|section| balance(report, section))
+            .unwrap_or(Balance::RoundRobin);
+        let servers_at = section
+            .as_ref()
+            .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
+        let servers = servers_at.map_or_else(Vec::new, |at| servers(report, at));
+        drafts.push(UpstreamDraft {
+            name: (*name).to_owned(),
+            place: at.place(),
+            balance,
+            servers,
+        });
+    }
+    let count: usize = drafts.iter().map(|upstream| upstream.servers.len()).sum();
+    within(report, at, count, SERVERS_MAX, "servers");
+    drafts
+}
+
+fn balance(report: &mut Report<'_>, section: &Section<'_>) -> Option<Balance> {
+    report.choice(
+        section.get("balance")?,
+        &[("round_robin", Balance::RoundRobin)],
+    )
+}
+
+fn servers(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ServerDraft> {
+    let Some(items) = report.list(at) else {
+        return Vec::new();
+    };
+    if items.is_empty() {
+        report.add(
+            at.place(),
+            "there is no server",
+            "add one, like [127.0.0.1:9090]",
+        );
+    }
+    items.iter().map(|item| server(report, item)).collect()
+}
+
+/// The short form, an address, or the long form with `address` and `weight`.
+fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
+    let mut address_at = Some(at.clone());
+    if matches!(at.node.value, Value::Map(_)) {
+        let section = report.section(at, &SERVER_KEYS);
+        address_at = section.as_ref().and_then(|section| {
+            section
+                .require(report, "address", "address: 127.0.0.1:9090")
+                .cloned()
+        });
+        if let Some(at) = section.as_ref().and_then(|section| section.get("weight")) {
+            weight(report, at);
+        }
+    }
+    let address = address_at.as_ref().and_then(|at| {
+        let text = report.text(at)?;
+        parse_server(report, &at.place(), &text)
+    });
+    ServerDraft {
+        address,
+        place: address_at.unwrap_or_else(|| at.clone()).place(),
+    }
+}
+
+/// Accepted so that files may say it; anything but 1 would be a promise that is not kept.
+fn weight(report: &mut Report<'_>, at: &Cursor<'_>) {
+    if let Some(text) = report.text(at)
+        && text != "1"
+    {
+        let problem = format!("weight `{}` is not supported yet", shorten(&text));
+        report.add(
+            at.place(),
+            problem,
+            "write 1 or remove it; every server gets the same share",
+        );
+    }
+}
+
+fn admin(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<(super::model::Admin, Place)> {
+    let section = report.section(at, &ADMIN_KEYS)?;
+    let bind_at = section.require(report, "bind", "bind: 127.0.0.1:9901")?;
+    let text = report.text(bind_at)?;
+    parse_admin(report, bind_at.place(), &text)
+}
+
+fn parse_admin(
+    report: &mut Report<'_>,
+    place: Place,
+    text: &str,
+) -> Option<(super::model::Admin, Place)> {
+    match parse_bind(report, &place, text)? {
+        Address::Tcp(bind) => Some((super::model::Admin { bind }, place)),
+        Address::Unix(_) => {
+            report.add(
+                place,
+                "the admin listener cannot be a unix socket",
+                "write ip:port, like 127.0.0.1:9901",
+            );
+            None
+        }
+    }
+}
+
+/// As [`parse_bind`], and a bare port means every IPv4 address.
+fn parse_listen(report: &mut Report<'_>, place: &Place, text: &str) -> Option<Address> {
+    if is_port(text) {
+        return parse_bind(report, place, &format!("0.0.0.0:{text}"));
+    }
+    parse_bind(report, place, text)
+}
+
+fn is_port(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn parse_bind(report: &mut Report<'_>, place: &Place, text: &str) -> Option<Address> {
+    let address: Address = match text.parse() {
+        Ok(address) => address,
+        Err(error) => {
+            let port = text.strip_prefix(':').unwrap_or(text);
+            let remedy = if port.parse::<u16>().is_ok() && is_port(port) {
+                format!("write 0.0.0.0:{port} for every IPv4 address, or 127.0.0.1:{port}")
+            } else {
+                error.remedy().to_owned()
+            };
+            report.add(place.clone(), error.to_string(), remedy);
+            return None;
+        }
+    };
+    if let Err((problem, remedy)) = address::check_bind(&address) {
+        report.add(place.clone(), format!("`{address}` {problem}"), remedy);
+        return None;
+    }
+    Some(address)
+}
+
+fn parse_server(report: &mut Report<'_>, place: &Place, text: &str) -> Option<ServerAddress> {
+    let address: ServerAddress = match text.parse::<ServerAddress>() {
+        Ok(address) => address,
+        Err(error) => {
+            report.add(place.clone(), error.to_string(), error.remedy());
+            return None;
+        }
+    };
+    if let Err((problem, remedy)) = address::check_server(&address) {
+        report.add(place.clone(), format!("`{address}` {problem}"), remedy);
+        return None;
+    }
+    Some(address)
+}

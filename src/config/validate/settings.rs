@@ -1,0 +1,253 @@
+//! The sections that stand by themselves: workers, buffers, timeouts, tcp, log.
+
+use std::path::PathBuf;
+
+use crate::config::limits::{
+    BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, CPUS_MAX, DEFAULT_BUFFERS,
+    DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_TCP, DEFAULT_TIMEOUTS, KEEPALIVE_COUNT, KEEPALIVE_TIME,
+    SLAB_MAX_BYTES, TIMEOUT, USER_TIMEOUT,
+};
+use crate::config::model::{
+    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, TcpOptions, Timeouts, Workers,
+};
+use crate::config::raw::Value;
+use crate::config::read::{Cursor, OFF, Report, Section};
+use crate::units::{ByteSize, shorten};
+
+pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
+pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "max_age", "drain"];
+pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
+pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
+pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
+
+/// The word for the access log on standard output.
+pub(in crate::config) const ACCESS_TO_STDOUT: &str = "stdout";
+
+/// `auto`, a number, or a list of CPU numbers.
+pub(super) fn workers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Workers> {
+    let cpus_max = u64::try_from(CPUS_MAX).expect("a small constant");
+    if matches!(at.node.value, Value::List(_)) {
+        return worker_cpus(report, at, cpus_max);
+    }
+    let text = report.text(at)?;
+    if text == "auto" {
+        return Some(Workers::Auto);
+    }
+    match text.parse::<usize>() {
+        Ok(count) if (1..=CPUS_MAX).contains(&count) => Some(Workers::Count(count)),
+        parsed => {
+            let what = if parsed.is_ok() {
+                "is out of range"
+            } else {
+                "is not a number of workers"
+            };
+            let remedy =
+                format!("write auto, a number from 1 to {CPUS_MAX}, or a list of CPUs like [0, 2]");
+            report.add(at.place(), format!("`{}` {what}", shorten(&text)), remedy);
+            None
+        }
+    }
+}
+
+fn worker_cpus(report: &mut Report<'_>, at: &Cursor<'_>, cpus_max: u64) -> Option<Workers> {
+    let items = report.list(at)?;
+    if items.is_empty() {
+        report.add(
+            at.place(),
+            "the list of CPUs is empty",
+            "name at least one CPU, or write auto",
+        );
+        return None;
+    }
+    let mut cpus = Vec::with_capacity(items.len());
+    for item in &items {
+        let Some(cpu) = report.number(item, &(0..=cpus_max - 1)) else {
+            continue;
+        };
+        let cpu = usize::try_from(cpu).expect("below CPUS_MAX");
+        if cpus.contains(&cpu) {
+            report.add(
+                item.place(),
+                format!("CPU {cpu} stands here a second time"),
+                "name each CPU once",
+            );
+        } else {
+            cpus.push(cpu);
+        }
+    }
+    Some(Workers::Cpus(cpus))
+}
+
+pub(super) fn buffers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Buffers> {
+    let section = report.section(at, &BUFFERS_KEYS)?;
+    let size = section
+        .get("size")
+        .map(|at| report.byte_size(at, &BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES));
+    let per_core = section
+        .get("per_core")
+        .map(|at| report.number(at, &BUFFERS_PER_CORE));
+    let size = size.unwrap_or(Some(u64::from(DEFAULT_BUFFERS.size_bytes)))?;
+    let per_core = per_core.unwrap_or(Some(u64::from(DEFAULT_BUFFERS.per_core)))?;
+    let slab = ByteSize(size * per_core);
+    if slab.0 > SLAB_MAX_BYTES {
+        let problem = format!("size × per_core is {slab} for each core");
+        report.add(
+            at.place(),
+            problem,
+            format!("keep it within {}", ByteSize(SLAB_MAX_BYTES)),
+        );
+        return None;
+    }
+    Some(Buffers {
+        size_bytes: u32::try_from(size).expect("within BUFFER_SIZE_BYTES"),
+        per_core: u32::try_from(per_core).expect("within BUFFERS_PER_CORE"),
+    })
+}
+
+pub(super) fn timeouts(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Timeouts> {
+    let section = report.section(at, &TIMEOUTS_KEYS)?;
+    let mut get = |key, default| {
+        section
+            .get(key)
+            .and_then(|at| report.duration(at, &TIMEOUT))
+            .unwrap_or(default)
+    };
+    let connect = get("connect", DEFAULT_TIMEOUTS.connect);
+    let idle = get("idle", DEFAULT_TIMEOUTS.idle);
+    let half_close = get("half_close", DEFAULT_TIMEOUTS.half_close);
+    let drain = get("drain", DEFAULT_TIMEOUTS.drain);
+    let max_age = section
+        .get("max_age")
+        .and_then(|at| report.duration_or_off(at, &TIMEOUT));
+    Some(Timeouts {
+        connect,
+        idle,
+        half_close,
+        max_age: max_age.unwrap_or(DEFAULT_TIMEOUTS.max_age),
+        drain,
+    })
+}
+
+pub(super) fn tcp(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<TcpOptions> {
+    let section = report.section(at, &TCP_KEYS)?;
+    let nodelay = section.get("nodelay").and_then(|at| report.boolean(at));
+    let keepalive = section
+        .get("keepalive")
+        .and_then(|at| keepalive(report, at));
+    let user_timeout = section
+        .get("user_timeout")
+        .and_then(|at| report.duration_or_off(at, &USER_TIMEOUT));
+    Some(TcpOptions {
+        nodelay: nodelay.unwrap_or(DEFAULT_TCP.nodelay),
+        keepalive: keepalive.unwrap_or(DEFAULT_TCP.keepalive),
+        user_timeout: user_timeout.unwrap_or(DEFAULT_TCP.user_timeout),
+    })
+}
+
+/// `off`, or a mapping.
+fn keepalive(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Keepalive>> {
+    if matches!(at.node.value, Value::Scalar(_)) {
+        let text = report.text(at)?;
+        if text == OFF {
+            return Some(None);
+        }
+        let problem = format!("`{}` is not a choice", shorten(&text));
+        report.add(
+            at.place(),
+            problem,
+            "write off, or { idle: 60s, interval: 10s, count: 3 }",
+        );
+        return None;
+    }
+    let section = report.section(at, &KEEPALIVE_KEYS)?;
+    let idle = keepalive_seconds(report, &section, "idle");
+    let interval = keepalive_seconds(report, &section, "interval");
+    let count = section
+        .get("count")
+        .and_then(|at| report.number(at, &KEEPALIVE_COUNT));
+    Some(Some(Keepalive {
+        idle: idle.unwrap_or(DEFAULT_KEEPALIVE.idle),
+        interval: interval.unwrap_or(DEFAULT_KEEPALIVE.interval),
+        count: count.map_or(DEFAULT_KEEPALIVE.count, |count| {
+            u32::try_from(count).expect("within KEEPALIVE_COUNT")
+        }),
+    }))
+}
+
+fn keepalive_seconds(
+    report: &mut Report<'_>,
+    section: &Section<'_>,
+    key: &str,
+) -> Option<std::time::Duration> {
+    let at = section.get(key)?;
+    let duration = report.duration(at, &KEEPALIVE_TIME)?;
+    if duration.subsec_nanos() != 0 {
+        report.add(
+            at.place(),
+            "is not a whole number of seconds",
+            "the kernel counts keepalive in seconds: write 1s or more",
+        );
+        return None;
+    }
+    Some(duration)
+}
+
+pub(super) fn log(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Log> {
+    let section = report.section(at, &LOG_KEYS)?;
+    let level = section
+        .get("level")
+        .and_then(|at| report.choice(at, &LOG_LEVELS));
+    let format = section
+        .get("format")
+        .and_then(|at| report.choice(at, &LOG_FORMATS));
+    let access = section
+        .get("access")
+        .and_then(|at| report.choice(at, &ACCESS_LOGS));
+    let access_file = section
+        .get("access_file")
+        .and_then(|at| access_file(report, at));
+    Some(Log {
+        level: level.unwrap_or(DEFAULT_LOG.level),
+        format: format.unwrap_or(DEFAULT_LOG.format),
+        access: access.unwrap_or(DEFAULT_LOG.access),
+        access_file: access_file.unwrap_or(DEFAULT_LOG.access_file),
+    })
+}
+
+/// The words of `log.level`.
+pub(in crate::config) const LOG_LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+
+/// The words of `log.format`.
+pub(in crate::config) const LOG_FORMATS: [(&str, LogFormat); 2] =
+    [("json", LogFormat::Json), ("text", LogFormat::Text)];
+
+/// The words of `log.access`.
+pub(in crate::config) const ACCESS_LOGS: [(&str, AccessLog); 3] = [
+    ("all", AccessLog::All),
+    ("errors", AccessLog::Errors),
+    ("off", AccessLog::Off),
+];
+
+/// `stdout`, or a path.
+fn access_file(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<PathBuf>> {
+    let text = report.text(at)?;
+    if text == ACCESS_TO_STDOUT {
+        return Some(None);
+    }
+    if text.is_empty() || text.ends_with('/') || text.chars().any(char::is_control) {
+        let problem = format!("`{}` is not the path of a file", shorten(&text));
+        report.add(
+            at.place(),
+            problem,
+            "write stdout or a path, like /var/log/corelay/access.log",
+        );
+        return None;
+    }
+    Some(Some(PathBuf::from(text)))
+}

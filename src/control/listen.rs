@@ -1,0 +1,235 @@
+//! Taking the addresses: all of them, or none.
+//!
+//! Every listener gets one socket per core, bound into a SO_REUSEPORT group. Before that, the
+//! instance lock and a probe bind make sure that the group is ours: joining another process's group
+//! would take a share of its clients away without anyone noticing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::config::model::Listener;
+use crate::sys::lock;
+use crate::sys::socket::{self, Options};
+use crate::units::{Address, ListenerId};
+
+/// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
+const PRIVILEGED_BELOW: u16 = 1024;
+
+/// Why an address could not be taken: cause, consequence and remedy in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another Corelay holds the lock.
+    #[error(
+        "listener {name}: another corelay serves {address}; this one does not start, for it would take a share of its clients; stop the other one first (its process holds the abstract socket @corelay/{address})"
+    )]
+    OtherInstance {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: String,
+    },
+    /// Another process listens there.
+    #[error(
+        "listener {name}: {address} is in use by another process; nothing was started; find it with `ss -ltnp` and stop it, or change `bind`"
+    )]
+    InUse {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: String,
+    },
+    /// A privileged port without the right.
+    #[error(
+        "listener {name}: not permitted to bind {address}; nothing was started; {remedy}"
+    )]
+    NotPermitted {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Anything else.
+    #[error("listener {name}: cannot bind {address}: {source}; nothing was started; {remedy}")]
+    Other {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: String,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// The addresses, held.
+pub struct Bound {
+    /// Indexed by [`ListenerId`]: where each listens, with the port that the kernel chose.
+    pub addresses: Vec<Address>,
+    /// By core: its sockets.
+    pub sockets: Vec<Vec<(ListenerId, OwnedFd)>>,
+    /// Held for life.
+    pub locks: Vec<OwnedFd>,
+    /// Removed at the end.
+    pub unix_paths: Vec<PathBuf>,
+}
+
+/// Takes every listener's address for `cores` cores. On an error nothing stays bound.
+pub fn bind_all(config: &Config, options: &Options, cores: usize) -> Result<Bound, BindError> {
+    let mut bound = Bound {
+        addresses: Vec::new(),
+        sockets: (0..cores).map(|_| Vec::new()).collect(),
+        locks: Vec::new(),
+        unix_paths: Vec::new(),
+    };
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let id = ListenerId(u16::try_from(index).expect("bounded by the configuration"));
+        let sockets = match &listener.bind {
+            Address::Tcp(address) => bind_tcp(*address, options, cores, &mut bound),
+            Address::Unix(path) => bind_unix(path, listener, options, cores, &mut bound),
+        }
+        .map_err(|failure| explain(listener, failure))?;
+        for (core, socket) in sockets.into_iter().enumerate() {
+            bound.sockets[core].push((id, socket));
+        }
+    }
+    Ok(bound)
+}
+
+/// Removes the paths of unix listeners.
+pub fn remove_paths(paths: &[PathBuf]) {
+    for path in paths {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+enum Failure {
+    Locked,
+    Os(io::Error),
+    NotASocket,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Os(error)
+    }
+}
+
+fn take_lock(address: &str, bound: &mut Bound) -> Result<(), Failure> {
+    match lock::acquire(address) {
+        Ok(held) => {
+            bound.locks.push(held);
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Failure::Locked),
+        Err(error) => Err(Failure::Os(error)),
+    }
+}
+
+fn bind_tcp(
+    address: SocketAddr,
+    options: &Options,
+    cores: usize,
+    bound: &mut Bound,
+) -> Result<Vec<OwnedFd>, Failure> {
+    if address.port() != 0 {
+        take_lock(&address.to_string(), bound)?;
+    }
+    // The probe joins no group: it fails if anyone listens here, a group included. It is closed
+    // only after the port is known, and the group is bound before anybody else can want it.
+    let probe = socket::bind(&Address::Tcp(address), false, options)?;
+    let resolved = socket::local_address(&probe)?.unwrap_or(address);
+    drop(probe);
+    if address.port() == 0 {
+        take_lock(&resolved.to_string(), bound)?;
+    }
+    let resolved = Address::Tcp(resolved);
+    let sockets = (0..cores).map(|_| socket::bind(&resolved, true, options)).collect::<Result<_, _>>()?;
+    bound.addresses.push(resolved);
+    Ok(sockets)
+}
+
+/// A unix address has no group: all cores share one socket and whoever is awake first accepts.
+fn bind_unix(
+    path: &Path,
+    listener: &Listener,
+    options: &Options,
+    cores: usize,
+    bound: &mut Bound,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let address = Address::Unix(path.to_path_buf());
+    take_lock(&address.to_string(), bound)?;
+    remove_stale(path)?;
+    let socket = socket::bind(&address, false, options)?;
+    bound.unix_paths.push(path.to_path_buf());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
+    let sockets = (0..cores).map(|_| socket.try_clone()).collect::<Result<_, _>>()?;
+    bound.addresses.push(address);
+    Ok(sockets)
+}
+
+/// Removes a socket that nobody listens on any more; anything else stays.
+fn remove_stale(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(Failure::NotASocket);
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+            Ok(())
+        }
+        _ => Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into()),
+    }
+}
+
+fn explain(listener: &Listener, failure: Failure) -> BindError {
+    let name = listener.name.clone();
+    let address = listener.bind.to_string();
+    match failure {
+        Failure::Locked => BindError::OtherInstance { name, address },
+        Failure::NotASocket => BindError::Other {
+            name,
+            address,
+            source: io::Error::from_raw_os_error(libc::EEXIST),
+            remedy: "the path exists and is no socket: remove it, or change `bind`",
+        },
+        Failure::Os(error) => match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => BindError::InUse { name, address },
+            Some(libc::EACCES | libc::EPERM) => {
+                let privileged = matches!(
+                    &listener.bind,
+                    Address::Tcp(address) if address.port() < PRIVILEGED_BELOW
+                );
+                let remedy = if privileged {
+                    "ports below 1024 need CAP_NET_BIND_SERVICE (the shipped systemd unit grants it) or a lower net.ipv4.ip_unprivileged_port_start"
+                } else {
+                    "let this user write to the directory of the socket, or change `bind`"
+                };
+                BindError::NotPermitted { name, address, remedy }
+            }
+            Some(libc::EADDRNOTAVAIL) => BindError::Other {
+                name,
+                address,
+                source: error,
+                remedy: "no interface of this host has the address: see `ip address`, or change `bind`",
+            },
+            Some(libc::ENOENT) => BindError::Other {
+                name,
+                address,
+                source: error,
+                remedy: "create the directory of the socket, or change `bind`",
+            },
+            _ => BindError::Other { name, address, source: error, remedy: "change `bind`" },
+        },
+    }
+}

@@ -1,0 +1,375 @@
+//! The process around the cores: start, watch, stop. It may block and lock; no byte of a client
+//! passes through it.
+//!
+//! ```text
+//!   Starting ──every core listens──> Ready ──SIGTERM, SIGINT──> Draining ──no session left──> exit 0
+//!      └──anything fails──> exit 2, 3 or 4, nothing bound          └──timeouts.drain, or a second
+//!                                                                     signal──> reset the rest
+//! ```
+
+pub mod admin;
+pub mod listen;
+pub mod notify;
+pub mod panic;
+pub mod process_log;
+pub mod resolve;
+pub mod scrape;
+mod supervisor;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::config::model::{AccessLog, Workers};
+use crate::core::mailbox::{self, Sender};
+use crate::log::{self, LogWriter, Target};
+use crate::metrics::{ListenerName, Names, ServerName};
+use crate::relay::RelayOptions;
+use crate::ring::RingOptions;
+use crate::sys::{affinity, process, socket};
+use crate::units::{Address, CoreId};
+use crate::worker::budget::FdBudget;
+use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
+use admin::Admin;
+use listen::Bound;
+use scrape::CoreStats;
+
+pub use supervisor::Notice;
+
+/// How long the cores may take to set up their rings, and then to listen.
+const START_WITHIN: Duration = Duration::from_secs(10);
+/// Descriptors kept free for the admin listener's clients, a reopened log, /proc, and for cores
+/// that accept at the same moment.
+const FDS_RESERVED: u64 = 24;
+
+/// Why the process could not start or go on. Each prints as one line with cause, consequence and
+/// remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener's address.
+    #[error(transparent)]
+    Bind(#[from] listen::BindError),
+    /// The admin listener's address.
+    #[error("admin: cannot bind {address}: {source}; nothing was started; change `admin.bind`")]
+    AdminBind {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A host name.
+    #[error(transparent)]
+    Resolve(#[from] resolve::ResolveError),
+    /// The access log.
+    #[error(transparent)]
+    AccessLog(#[from] log::LogError),
+    /// This host cannot do what the configuration asks for.
+    #[error("{0}")]
+    HostUnfit(String),
+    /// A core could not start.
+    #[error("core {core}: {error}; nothing was started; run `corelay doctor`")]
+    Core {
+        /// Which.
+        core: CoreId,
+        /// Why.
+        error: StartError,
+    },
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What is running.
+pub struct Running {
+    /// Where each listener listens, by [`crate::units::ListenerId`].
+    pub addresses: Vec<Address>,
+    /// Where the admin listener listens.
+    pub admin: Option<SocketAddr>,
+    cores: Vec<Sender<Message>>,
+    notices: mpsc::Receiver<Notice>,
+    notices_in: mpsc::Sender<Notice>,
+    stats: Arc<CoreStats>,
+    access_log: LogWriter,
+    bound_paths: Vec<std::path::PathBuf>,
+    /// Held for life.
+    _locks: Vec<std::os::fd::OwnedFd>,
+    drain: Duration,
+    echoes: Vec<Arc<AtomicU64>>,
+}
+
+/// Starts everything; returns when every core listens.
+pub fn start(config: &Config) -> Result<Running, RunError> {
+    let fds_max = process::raise_max_fds();
+    let ring_features = check_host()?;
+    let resolved = resolve::resolve(config)?;
+    let cpus = choose_cpus(&config.workers)?;
+    let options = socket_options(config);
+    let Bound { addresses, sockets, locks, unix_paths } =
+        listen::bind_all(config, &options, cpus.len())?;
+    let admin = bind_admin(config)?;
+    let names = names(config, &resolved);
+    let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
+    let service = Arc::new(service(config, &resolved, options));
+    let budget = Arc::new(FdBudget::new(cpus.len()));
+    let ring = ring_options(config, fds_max, cpus.len());
+
+    let (notices_in, notices) = mpsc::channel();
+    let mut cores = Vec::new();
+    let specs = cpus.into_iter().zip(sockets).zip(producers).enumerate();
+    for (index, ((cpu, sockets), producer)) in specs {
+        let (sender, receiver) = mailbox::mailbox().map_err(out_of_fds)?;
+        cores.push(sender);
+        let spec = CoreSpec {
+            id: CoreId(index as u16),
+            cpu,
+            service: Arc::clone(&service),
+            sockets,
+            ring,
+            budget: Arc::clone(&budget),
+            mailbox: receiver,
+            events: supervisor::core_events(&notices_in),
+            access_log: Some(producer),
+        };
+        worker::spawn(spec).map_err(|error| {
+            RunError::Failed(format!(
+                "cannot start a core's thread: {error}; nothing was started; raise the limit on threads (TasksMax, ulimit -u)"
+            ))
+        })?;
+    }
+    await_cores(&notices, cores.len(), |event| matches!(event, Event::Started(_)))?;
+
+    let stats = Arc::new(CoreStats::new(cores.clone(), names, ring_features, access_log.monitor()));
+    let admin = serve_admin(admin, &stats)?;
+    limit_sessions(&budget, fds_max)?;
+    for core in &cores {
+        core.send(Message::Listen);
+    }
+    await_cores(&notices, cores.len(), |event| matches!(event, Event::Listening(_)))?;
+    stats.set_ready(true);
+    let echoes = cores.iter().map(|_| Arc::default()).collect();
+    let running = Running {
+        addresses,
+        admin,
+        cores,
+        notices,
+        notices_in,
+        stats,
+        access_log,
+        bound_paths: unix_paths,
+        _locks: locks,
+        drain: config.timeouts.drain,
+        echoes,
+    };
+    running.announce(config);
+    Ok(running)
+}
+
+impl Running {
+    fn announce(&self, config: &Config) {
+        for (listener, address) in config.listeners.iter().zip(&self.addresses) {
+            tracing::info!(listener = listener.name, address = %address, "listening");
+        }
+        if let Some(address) = self.admin {
+            tracing::info!(%address, "admin listening");
+        }
+        tracing::info!(cores = self.cores.len(), version = env!("CARGO_PKG_VERSION"), "ready");
+    }
+}
+
+fn check_host() -> Result<Vec<(&'static str, bool)>, RunError> {
+    Ok(Vec::new())
+}
+
+fn out_of_fds(error: std::io::Error) -> RunError {
+    RunError::HostUnfit(format!(
+        "{error}; nothing was started; raise the limit on open files (LimitNOFILE, ulimit -n)"
+    ))
+}
+
+/// Sets how many sessions fit, now that everything else that stays open is open.
+fn limit_sessions(budget: &FdBudget, fds_max: u64) -> Result<(), RunError> {
+    let in_use = process::open_fds();
+    let sessions = budget.set_limit(fds_max, in_use, FDS_RESERVED);
+    if sessions == 0 {
+        return Err(RunError::HostUnfit(format!(
+            "RLIMIT_NOFILE is {fds_max}, of which {in_use} are open and {FDS_RESERVED} kept free: not one session fits; nothing was started; raise it to {} at least (LimitNOFILE, ulimit -n)",
+            in_use + FDS_RESERVED + 2
+        )));
+    }
+    /// Fewer than this is probably a forgotten limit.
+    const FEW_SESSIONS: u64 = 1_000;
+    if sessions < FEW_SESSIONS {
+        tracing::warn!(sessions, fds_max, "few sessions fit under the limit on open files; raise LimitNOFILE (ulimit -n)");
+    }
+    Ok(())
+}
+
+fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, RunError> {
+    let allowed = affinity::allowed_cpus();
+    if allowed.is_empty() {
+        return Err(RunError::HostUnfit(
+            "the affinity mask of this process cannot be read; nothing was started; run it without a seccomp filter on sched_getaffinity".to_owned(),
+        ));
+    }
+    let listed = |cpus: &[usize]| {
+        let text: Vec<_> = cpus.iter().map(usize::to_string).collect();
+        text.join(", ")
+    };
+    match workers {
+        Workers::Auto => Ok(allowed),
+        Workers::Count(count) if *count <= allowed.len() => Ok(allowed[..*count].to_vec()),
+        Workers::Count(count) => Err(RunError::HostUnfit(format!(
+            "workers: {count} cores are asked for and this process may use {} (CPUs {}); nothing was started; lower `workers` or widen the affinity mask (CPUAffinity, taskset)",
+            allowed.len(),
+            listed(&allowed)
+        ))),
+        Workers::Cpus(cpus) => match cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+            None => Ok(cpus.clone()),
+            Some(missing) => Err(RunError::HostUnfit(format!(
+                "workers: CPU {missing} is not among those this process may use ({}); nothing was started; change `workers` or widen the affinity mask (CPUAffinity, taskset)",
+                listed(&allowed)
+            ))),
+        },
+    }
+}
+
+fn socket_options(config: &Config) -> socket::Options {
+    socket::Options {
+        nodelay: config.tcp.nodelay,
+        keepalive: config.tcp.keepalive.map(|k| (k.idle, k.interval, k.count)),
+        user_timeout: config.tcp.user_timeout,
+    }
+}
+
+fn bind_admin(config: &Config) -> Result<Option<Admin>, RunError> {
+    let Some(admin) = config.admin else { return Ok(None) };
+    Admin::bind(admin.bind)
+        .map(Some)
+        .map_err(|source| RunError::AdminBind { address: admin.bind, source })
+}
+
+fn serve_admin(admin: Option<Admin>, stats: &Arc<CoreStats>) -> Result<Option<SocketAddr>, RunError> {
+    let Some(admin) = admin else { return Ok(None) };
+    let address = admin.local_addr().map_err(|e| RunError::Failed(format!("admin: {e}")))?;
+    // The handle is not kept: the admin server lives as long as the process.
+    admin
+        .serve(Arc::clone(stats) as Arc<dyn admin::AdminSource>)
+        .map_err(|e| RunError::Failed(format!("admin: cannot start its thread: {e}")))?;
+    Ok(Some(address))
+}
+
+fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
+    let listeners = config.listeners.iter();
+    Names {
+        listeners: listeners
+            .map(|l| ListenerName { name: l.name.clone(), upstream: l.upstream })
+            .collect(),
+        upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
+        servers: resolved
+            .servers
+            .iter()
+            .map(|(upstream, address)| ServerName { address: address.to_string(), upstream: *upstream })
+            .collect(),
+    }
+}
+
+fn start_access_log(
+    config: &Config,
+    names: &Names,
+    cores: usize,
+) -> Result<(LogWriter, Vec<log::Producer>), RunError> {
+    let options = log::Options {
+        cores,
+        queue_records: log::QUEUE_RECORDS_DEFAULT,
+        filter: match config.log.access {
+            AccessLog::All => log::Filter::All,
+            AccessLog::Errors => log::Filter::Errors,
+            AccessLog::Off => log::Filter::Off,
+        },
+        target: config.log.access_file.clone().map_or(Target::Stdout, Target::File),
+        names: log::Names {
+            listeners: names.listeners.iter().map(|l| l.name.clone()).collect(),
+            upstreams: names.upstreams.clone(),
+            servers: names.servers.iter().map(|s| s.address.clone()).collect(),
+        },
+    };
+    let (writer, producers) = LogWriter::start(options)?;
+    Ok((writer, producers))
+}
+
+fn service(config: &Config, resolved: &resolve::Resolved, options: socket::Options) -> Service {
+    Service {
+        listeners: config
+            .listeners
+            .iter()
+            .map(|listener| ServiceListener {
+                upstream: listener.upstream,
+                backlog: listener.backlog,
+                defer_connect: listener.defer_connect,
+                is_unix: matches!(listener.bind, Address::Unix(_)),
+            })
+            .collect(),
+        upstreams: resolved.upstreams.clone(),
+        servers: resolved.servers.iter().map(|(_, address)| address.clone()).collect(),
+        socket_options: options,
+        relay: RelayOptions {
+            idle_ms: millis(config.timeouts.idle),
+            half_close_ms: millis(config.timeouts.half_close),
+            max_age_ms: config.timeouts.max_age.map(millis),
+        },
+        connect_timeout: config.timeouts.connect,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A completion queue that holds every buffer's receive and a few operations of every session.
+fn ring_options(config: &Config, fds_max: u64, cores: usize) -> RingOptions {
+    const COMPLETIONS_PER_SESSION: u64 = 4;
+    let sessions = fds_max / 2 / cores as u64;
+    let wanted = u64::from(config.buffers.per_core) + COMPLETIONS_PER_SESSION * sessions;
+    RingOptions {
+        buffer_bytes: config.buffers.size_bytes,
+        buffers: config.buffers.per_core,
+        cq_entries: test_cq_entries().unwrap_or(u32::try_from(wanted).unwrap_or(u32::MAX / 2)),
+    }
+}
+
+/// A completion queue far too small, to see that its overflow loses nothing. Debug builds only.
+fn test_cq_entries() -> Option<u32> {
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    std::env::var("CORELAY_TEST_CQ_ENTRIES").ok()?.parse().ok()
+}
+
+fn await_cores(
+    notices: &mpsc::Receiver<Notice>,
+    cores: usize,
+    is_awaited: impl Fn(&Event) -> bool,
+) -> Result<(), RunError> {
+    let deadline = Instant::now() + START_WITHIN;
+    let mut missing = cores;
+    while missing > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match notices.recv_timeout(left) {
+            Ok(Notice::Core(Event::Failed(core, error))) => {
+                return Err(RunError::Core { core, error });
+            }
+            Ok(Notice::Core(event)) if is_awaited(&event) => missing -= 1,
+            Ok(_) => {}
+            Err(_) => {
+                return Err(RunError::Failed(format!(
+                    "{missing} of {cores} cores did not start within {} s; nothing was started; is the machine out of CPU or memory?",
+                    START_WITHIN.as_secs()
+                )));
+            }
+        }
+    }
+    Ok(())
+}

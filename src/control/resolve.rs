@@ -1,0 +1,88 @@
+//! Host names of servers, resolved once at start. Cores never resolve: a slow name server must not
+//! stop traffic.
+
+use std::io;
+use std::net::ToSocketAddrs;
+
+use crate::config::Config;
+use crate::config::model::ServerAddress;
+use crate::units::{Address, ServerId, UpstreamId};
+
+/// A name that could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The resolver failed or knows no such name.
+    #[error(
+        "upstream {upstream}: cannot resolve {host}: {source}; nothing was started; check the name and /etc/resolv.conf, or write an IP address"
+    )]
+    Failed {
+        /// The upstream.
+        upstream: String,
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// The name has no address.
+    #[error(
+        "upstream {upstream}: {host} has no address; nothing was started; check its DNS records, or write an IP address"
+    )]
+    Empty {
+        /// The upstream.
+        upstream: String,
+        /// The name.
+        host: String,
+    },
+}
+
+/// The servers of all upstreams.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// Indexed by [`ServerId`].
+    pub servers: Vec<(UpstreamId, Address)>,
+    /// Indexed by [`UpstreamId`].
+    pub upstreams: Vec<Vec<ServerId>>,
+}
+
+/// Resolves every name; each of its addresses becomes a server, in the resolver's order.
+pub fn resolve(config: &Config) -> Result<Resolved, ResolveError> {
+    let mut resolved = Resolved::default();
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        let id = UpstreamId(u16::try_from(index).expect("bounded by the configuration"));
+        let mut addresses = Vec::new();
+        for server in &upstream.servers {
+            match &server.address {
+                ServerAddress::Known(address) => addresses.push(address.clone()),
+                ServerAddress::Named { host, port } => {
+                    let found = look_up(&upstream.name, host, *port)?;
+                    addresses.extend(found);
+                }
+            }
+        }
+        let mut ids = Vec::new();
+        for address in addresses {
+            // Two names of one machine are one server: it must not get twice its share.
+            let is_new = ids.iter().all(|&ServerId(known)| resolved.servers[usize::from(known)].1 != address);
+            if is_new {
+                ids.push(ServerId(resolved.servers.len() as u16));
+                resolved.servers.push((id, address));
+            }
+        }
+        resolved.upstreams.push(ids);
+    }
+    Ok(resolved)
+}
+
+fn look_up(upstream: &str, host: &str, port: u16) -> Result<Vec<Address>, ResolveError> {
+    let (upstream, name) = (upstream.to_owned(), host.to_owned());
+    match (host, port).to_socket_addrs() {
+        Ok(found) => {
+            let found: Vec<_> = found.map(Address::Tcp).collect();
+            if found.is_empty() {
+                return Err(ResolveError::Empty { upstream, host: name });
+            }
+            Ok(found)
+        }
+        Err(source) => Err(ResolveError::Failed { upstream, host: name, source }),
+    }
+}

@@ -1,0 +1,133 @@
+//! What the admin endpoints show: copies of the cores' numbers, asked for one core at a time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::admin::AdminSource;
+use crate::core::mailbox::Sender;
+use crate::log::Monitor;
+use crate::metrics::{CoreMetrics, Names, ProcessMetrics, Scrape, exposition, stats};
+use crate::sys::process;
+use crate::units::CoreId;
+use crate::worker::Message;
+
+/// A core that has not answered by then is shown with its last numbers and marked stale.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
+
+/// See the head of this file.
+pub struct CoreStats {
+    mailboxes: Vec<Sender<Message>>,
+    names: Names,
+    ring_features: Vec<(&'static str, bool)>,
+    started: Instant,
+    ready: AtomicBool,
+    /// The last answer of each core, and whether it came this time.
+    last: Mutex<Vec<(CoreMetrics, bool)>>,
+    access_log: Monitor,
+}
+
+impl CoreStats {
+    /// For cores that are not ready yet.
+    pub fn new(
+        mailboxes: Vec<Sender<Message>>,
+        names: Names,
+        ring_features: Vec<(&'static str, bool)>,
+        access_log: Monitor,
+    ) -> Self {
+        let last = (0..mailboxes.len())
+            .map(|core| {
+                let id = CoreId(core as u16);
+                let shape = (names.listeners.len(), names.upstreams.len(), names.servers.len());
+                (CoreMetrics::new(id, shape.0, shape.1, shape.2), true)
+            })
+            .collect();
+        Self {
+            mailboxes,
+            names,
+            ring_features,
+            started: Instant::now(),
+            ready: AtomicBool::new(false),
+            last: Mutex::new(last),
+            access_log,
+        }
+    }
+
+    /// Whether every core listens and the process does not stop.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Asks every core. One scrape at a time: two would only make each other wait.
+    fn scrape<T>(&self, show: impl FnOnce(&Scrape<'_>) -> T) -> T {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        for (mailbox, (metrics, stale)) in self.mailboxes.iter().zip(last.iter_mut()) {
+            let (reply, answer) = mpsc::sync_channel(1);
+            mailbox.send(Message::Snapshot(reply));
+            *stale = match answer.recv_timeout(ANSWER_WITHIN) {
+                Ok(fresh) => {
+                    *metrics = *fresh;
+                    false
+                }
+                Err(_) => true,
+            };
+        }
+        let (cores, stale): (Vec<_>, Vec<_>) = last.iter().cloned().unzip();
+        show(&Scrape {
+            names: &self.names,
+            cores: &cores,
+            stale: &stale,
+            process: self.process(),
+            version: env!("CARGO_PKG_VERSION"),
+            ring_features: &self.ring_features,
+        })
+    }
+
+    fn process(&self) -> ProcessMetrics {
+        let log = self.access_log.stats();
+        let usage = process::usage();
+        ProcessMetrics {
+            uptime: self.started.elapsed(),
+            open_fds: usage.open_fds,
+            max_fds: usage.max_fds,
+            resident_memory_bytes: usage.resident_bytes,
+            threads: usage.threads,
+            cpu: usage.cpu,
+            access_log_lines_written_total: log.lines_written_total,
+            access_log_stalled: log.stalled,
+        }
+    }
+}
+
+impl AdminSource for CoreStats {
+    fn metrics_text(&self) -> String {
+        self.scrape(exposition::render)
+    }
+
+    fn stats_json(&self) -> String {
+        self.scrape(stats::render)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.ready.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err("not every core listens, or the process is stopping".to_owned())
+        }
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        self.scrape(|scrape| {
+            let late: Vec<String> = (0..scrape.cores.len())
+                .filter(|&index| scrape.is_stale(index))
+                .map(|index| scrape.cores[index].core.to_string())
+                .collect();
+            if late.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("no answer within {} ms from core {}", ANSWER_WITHIN.as_millis(), late.join(", ")))
+            }
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! The main thread once everything runs: signals, the watchdog, the drain.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use super::Running;
+use super::listen;
+use super::notify::{Environment, Notifier};
+use crate::worker::{Event, Message};
+
+/// After the reset of the last sessions, how long their cores may take to report it.
+const ABORT_WITHIN: Duration = Duration::from_millis(700);
+/// How long the access log may take to write what is queued.
+const LOG_WITHIN: Duration = Duration::from_secs(2);
+/// The cores are asked this many times per watchdog interval.
+const ECHOES_PER_INTERVAL: u32 = 4;
+
+/// What wakes the main thread.
+#[derive(Debug)]
+pub enum Notice {
+    /// A core reports.
+    Core(Event),
+    /// A signal came.
+    Signal(i32),
+}
+
+/// A channel end for cores, whose events arrive among the notices.
+pub(super) fn core_events(notices: &mpsc::Sender<Notice>) -> crate::worker::Events {
+    let notices = notices.clone();
+    crate::worker::Events::new(move |event| {
+        // The main thread is gone only when the process is ending.
+        let _ = notices.send(Notice::Core(event));
+    })
+}
+
+impl Running {
+    /// Serves until told to stop; returns when all is over.
+    pub fn supervise(self) -> Result<(), super::RunError> {
+        let signals = self.notices_in.clone();
+        forward_signals(signals).map_err(|error| {
+            super::RunError::Failed(format!("cannot install signal handlers: {error}"))
+        })?;
+        let notifier = Notifier::new(&Environment::read(), std::process::id())
+            .map_err(|error| super::RunError::Failed(error.to_string()))?;
+        notifier.ready(&format!("serving on {} cores", self.cores.len()));
+        self.serve(&notifier);
+        self.drain(&notifier);
+        self.end();
+        Ok(())
+    }
+
+    /// Until the first stop signal.
+    fn serve(&self, notifier: &Notifier) {
+        let interval = notifier.watchdog().map(|interval| interval / ECHOES_PER_INTERVAL);
+        let mut watchdog = Watchdog::new(self);
+        let mut next_echo = interval.map(|interval| Instant::now() + interval);
+        loop {
+            match self.next_notice(next_echo) {
+                Some(Notice::Signal(SIGUSR1)) => {
+                    tracing::info!("SIGUSR1: the access log is opened anew");
+                    self.access_log.reopen();
+                }
+                Some(Notice::Signal(signal)) => {
+                    tracing::info!(signal, "stopping: no new connections, sessions may finish");
+                    return;
+                }
+                Some(Notice::Core(event)) => report(&event),
+                None => {
+                    watchdog.ask(notifier);
+                    next_echo = interval.map(|interval| Instant::now() + interval);
+                }
+            }
+        }
+    }
+
+    /// `None` at the deadline.
+    fn next_notice(&self, deadline: Option<Instant>) -> Option<Notice> {
+        let Some(deadline) = deadline else {
+            // The sender's other end lives in self: it cannot be closed.
+            return self.notices.recv().ok();
+        };
+        match self.notices.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(notice) => Some(notice),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Lets sessions finish, then resets the rest.
+    fn drain(&self, notifier: &Notifier) {
+        self.stats.set_ready(false);
+        notifier.stopping(&format!("draining for up to {} s", self.drain.as_secs()));
+        for core in &self.cores {
+            core.send(Message::Drain);
+        }
+        let mut left = self.cores.len();
+        if self.await_drained(&mut left, self.drain) {
+            tracing::info!("every session finished");
+            return;
+        }
+        for core in &self.cores {
+            core.send(Message::Abort);
+        }
+        if !self.await_drained(&mut left, ABORT_WITHIN) {
+            tracing::warn!(cores = left, "cores did not report the end of their sessions in time");
+        }
+    }
+
+    /// True when every core is drained; false at the deadline or at a second signal.
+    fn await_drained(&self, left: &mut usize, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        while *left > 0 {
+            match self.next_notice(Some(deadline)) {
+                Some(Notice::Core(Event::Drained(_))) => *left -= 1,
+                Some(Notice::Core(event)) => report(&event),
+                Some(Notice::Signal(SIGUSR1)) => self.access_log.reopen(),
+                Some(Notice::Signal(_)) => {
+                    tracing::warn!("second signal: the remaining sessions are reset");
+                    return false;
+                }
+                None => {
+                    tracing::warn!("timeouts.drain is over: the remaining sessions are reset");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn end(self) {
+        listen::remove_paths(&self.bound_paths);
+        let report = self.access_log.close(LOG_WITHIN);
+        if report.lines_abandoned != Some(0) {
+            tracing::warn!(lines = report.lines_abandoned, "access-log lines were lost at the end");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if notices.send(Notice::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn report(event: &Event) {
+    match event {
+        Event::Exhausted { core, listener, error, times } => tracing::warn!(
+            core = core.0,
+            listener = listener.0,
+            times,
+            %error,
+            "accepting pauses: out of file descriptors or memory; raise LimitNOFILE (ulimit -n)"
+        ),
+        Event::Failed(core, error) => tracing::error!(core = core.0, %error, "a core failed"),
+        Event::Started(_) | Event::Listening(_) | Event::Drained(_) => {}
+    }
+}
+
+/// Asks every core for a sign of life, and passes it on only if all gave one.
+struct Watchdog<'a> {
+    running: &'a Running,
+    asked: u64,
+}
+
+impl<'a> Watchdog<'a> {
+    fn new(running: &'a Running) -> Self {
+        Self { running, asked: 0 }
+    }
+
+    fn ask(&mut self, notifier: &Notifier) {
+        let echoes = &self.running.echoes;
+        let silent: Vec<usize> = (0..echoes.len())
+            .filter(|&core| echoes[core].load(Ordering::Acquire) != self.asked)
+            .collect();
+        if silent.is_empty() {
+            notifier.alive();
+        } else {
+            tracing::error!(cores = ?silent, "a core does not answer: the watchdog is not fed");
+        }
+        self.asked += 1;
+        for (core, echo) in self.running.cores.iter().zip(echoes) {
+            core.send(Message::Echo(self.asked, Arc::clone(echo)));
+        }
+    }
+}

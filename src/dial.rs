@@ -1,0 +1,109 @@
+//! One connection attempt to one server: with a deadline, and given up as soon as the client is
+//! gone. Not here: which server (`balance`), and which comes next (`mode`).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::time::Duration;
+
+use crate::core::readiness::Readiness;
+use crate::core::{self, Either, Signal};
+use crate::outcome::Cause;
+use crate::sys::socket::{self, Connecting, Options, Peer};
+use crate::units::Address;
+
+/// How often a pending attempt looks whether anybody still waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialError {
+    /// The server did not take the connection: another one may.
+    Server(Cause),
+    /// It is our own lack of something: another server would not help.
+    Local(Cause),
+    /// The client is gone.
+    Left,
+    /// The process is stopping.
+    Stopped,
+}
+
+/// Connects to `address`.
+///
+/// `client` is only looked at, `stop` ends the attempt. The deadline covers this attempt alone.
+pub async fn connect(
+    address: &Address,
+    options: &Options,
+    timeout: Duration,
+    client: BorrowedFd<'_>,
+    stop: &Signal,
+) -> Result<OwnedFd, DialError> {
+    match socket::connect(address, options).map_err(classify)? {
+        (socket, Connecting::Done) => Ok(socket),
+        (socket, Connecting::Pending) => {
+            // A descriptor that monoio cannot take (it never refuses one) is a local failure.
+            let pending = Readiness::new(socket).map_err(classify)?;
+            await_connected(pending, timeout, client, stop).await
+        }
+    }
+}
+
+async fn await_connected(
+    pending: Readiness,
+    timeout: Duration,
+    client: BorrowedFd<'_>,
+    stop: &Signal,
+) -> Result<OwnedFd, DialError> {
+    let given_up = {
+        let mut writable = pin!(pending.writable());
+        let mut left = timeout;
+        loop {
+            let slice = left.min(LOOK_EVERY);
+            let mut nap = pin!(core::sleep(slice));
+            if let Either::First(()) = core::first(writable.as_mut(), nap.as_mut()).await {
+                break None;
+            }
+            left -= slice;
+            let reason = if stop.is_set() {
+                DialError::Stopped
+            } else if matches!(socket::peek(client), Peer::Closed | Peer::Reset) {
+                DialError::Left
+            } else if left.is_zero() {
+                DialError::Server(Cause::ConnectTimeout)
+            } else {
+                continue;
+            };
+            // Never drop a pending wait: end the attempt, and the wait completes.
+            socket::shutdown(pending.as_fd());
+            writable.as_mut().await;
+            break Some(reason);
+        }
+    };
+    let socket = pending.into_fd();
+    match given_up {
+        Some(reason) => Err(reason),
+        None => socket::take_error(&socket).map(|()| socket).map_err(classify),
+    }
+}
+
+/// What a connection error means for the session. See connect(2), tcp(7), unix(7).
+fn classify(error: io::Error) -> DialError {
+    match error.raw_os_error() {
+        // Nobody listens; or a unix path that is not there, or whose backlog is full (EAGAIN).
+        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOENT | libc::EAGAIN) => {
+            DialError::Server(Cause::Refused)
+        }
+        Some(libc::ETIMEDOUT) => DialError::Server(Cause::ConnectTimeout),
+        // A prohibit route says EACCES, a filter EPERM.
+        Some(
+            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN
+            | libc::EACCES | libc::EPERM,
+        ) => DialError::Server(Cause::Unreachable),
+        // Ports are counted per destination: another server may still have some.
+        Some(libc::EADDRNOTAVAIL) => DialError::Server(Cause::LocalPorts),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+            DialError::Local(Cause::LocalResources)
+        }
+        _ => DialError::Server(Cause::SocketError),
+    }
+}

@@ -1,0 +1,3 @@
+//! What to do with an accepted connection. Today there is one mode: relay it to a server.
+
+pub mod tcp;

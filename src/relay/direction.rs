@@ -1,0 +1,313 @@
+//! One direction of a session, as a pure state machine: no socket, no buffer, no clock.
+//!
+//! ```text
+//!            receive ─────────> bytes queued ──────────> delivered
+//!   source:  Open ──FIN──> Ended        └─ peer full ─> blocked ─┘
+//!              └───RST──> Failed
+//!   Ended and nothing queued ──> FIN is passed on, the direction is finished
+//!   discarding: whatever still arrives is thrown away
+//! ```
+//!
+//! The engine reports what happened and asks [`Direction::next`] what to do. The rules that live
+//! here: receive only when everything received was delivered, so that a direction never needs a
+//! second buffer to go on; multishot only for small messages whose sends do not wait; at most one
+//! send in flight; FIN only after the last byte.
+
+use crate::ring::{Group, Shots};
+
+/// Small receives in a row, each delivered at once, after which a receive becomes multishot.
+///
+/// A multishot receive takes as many buffers as there are bytes, whoever asked it to stop, so it
+/// is kept away from streams that fill whole buffers.
+const MULTISHOT_AFTER: u8 = 2;
+/// Receives in a row, each delivered at once, after which a direction that had to wait for its
+/// peer leaves the slow group.
+const TRUSTED_AFTER: u8 = 8;
+
+/// What the source did last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It may send more.
+    Open,
+    /// It sent FIN.
+    Ended,
+    /// It is gone without FIN.
+    Failed,
+}
+
+/// The receive operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receive {
+    Off,
+    On(Shots),
+    Cancelling,
+    /// No buffer was left: armed again when one comes back.
+    Waiting,
+}
+
+/// What the engine should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing until something happens.
+    Rest,
+    /// Arm a receive.
+    Receive(Group, Shots),
+    /// Cancel the receive.
+    StopReceiving,
+    /// Deliver from the queue.
+    Send,
+    /// Send FIN to the destination.
+    PassFin,
+}
+
+/// State of one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Direction {
+    source: Source,
+    receive: Receive,
+    /// A send is in flight because the destination was full.
+    blocked: bool,
+    fin_passed: bool,
+    discarding: bool,
+    slow: bool,
+    streak: u8,
+    queued_bytes: u32,
+}
+
+impl Direction {
+    /// A new session's direction.
+    pub fn new() -> Self {
+        Self {
+            source: Source::Open,
+            receive: Receive::Off,
+            blocked: false,
+            fin_passed: false,
+            discarding: false,
+            slow: false,
+            streak: 0,
+            queued_bytes: 0,
+        }
+    }
+
+    /// What to do now. Each answer but `Rest` must be carried out and takes effect at once.
+    pub fn next(&mut self) -> Step {
+        let must_stop = self.blocked || (self.discarding && self.source == Source::Failed);
+        if must_stop && self.receive == Receive::On(Shots::Multi) {
+            self.receive = Receive::Cancelling;
+            return Step::StopReceiving;
+        }
+        if self.blocked {
+            return Step::Rest;
+        }
+        if self.queued_bytes > 0 {
+            return Step::Send;
+        }
+        match self.source {
+            Source::Ended if !self.fin_passed && !self.discarding => {
+                self.fin_passed = true;
+                Step::PassFin
+            }
+            Source::Open if self.receive == Receive::Off => {
+                let shots = self.shots();
+                self.receive = Receive::On(shots);
+                Step::Receive(self.group(), shots)
+            }
+            _ => Step::Rest,
+        }
+    }
+
+    /// The group that the next receive takes from.
+    pub fn group(&self) -> Group {
+        if self.slow { Group::Slow } else { Group::Fast }
+    }
+
+    fn shots(&self) -> Shots {
+        if !self.slow && !self.discarding && self.streak >= MULTISHOT_AFTER {
+            Shots::Multi
+        } else {
+            Shots::Single
+        }
+    }
+
+    /// One receive completed with `len` bytes; `full` if they filled the buffer. Returns whether
+    /// they are to be delivered; if not, they are to be thrown away.
+    pub fn on_received(&mut self, len: u32, full: bool, more: bool) -> bool {
+        self.on_receive_completed(more);
+        if self.discarding {
+            return false;
+        }
+        self.queued_bytes += len;
+        self.streak = if full { 0 } else { self.streak.saturating_add(1) };
+        true
+    }
+
+    /// The stream began to fill whole buffers: a multishot receive must end.
+    pub fn must_leave_multishot(&mut self) -> bool {
+        let leave = self.streak == 0 && self.receive == Receive::On(Shots::Multi);
+        if leave {
+            self.receive = Receive::Cancelling;
+        }
+        leave
+    }
+
+    /// A receive completed, whatever its result.
+    pub fn on_receive_completed(&mut self, more: bool) {
+        if !more {
+            self.receive = Receive::Off;
+        }
+    }
+
+    /// No buffer was left; the engine queued the direction for one.
+    pub fn on_no_buffer(&mut self) {
+        debug_assert_eq!(self.receive, Receive::Off);
+        self.receive = Receive::Waiting;
+        self.streak = 0;
+    }
+
+    /// A buffer came back: the wait is over.
+    pub fn on_buffer_back(&mut self) {
+        if self.receive == Receive::Waiting {
+            self.receive = Receive::Off;
+        }
+    }
+
+    /// The source sent FIN.
+    pub fn on_fin(&mut self) {
+        self.source = Source::Ended;
+    }
+
+    /// The source is gone without FIN, and everything that it sent was received.
+    pub fn on_failed(&mut self) {
+        self.source = Source::Failed;
+    }
+
+    /// The destination took `len` bytes.
+    pub fn on_sent(&mut self, len: u32) {
+        debug_assert!(len <= self.queued_bytes, "sent {len} of {}", self.queued_bytes);
+        self.queued_bytes -= len;
+        if self.slow && self.queued_bytes == 0 && !self.blocked && self.streak >= TRUSTED_AFTER {
+            self.slow = false;
+        }
+    }
+
+    /// The destination was full: a send is in flight.
+    pub fn on_blocked(&mut self) {
+        debug_assert!(!self.blocked, "two sends in flight may reorder");
+        self.blocked = true;
+        self.slow = true;
+        self.streak = 0;
+    }
+
+    /// The send in flight completed.
+    pub fn on_unblocked(&mut self) {
+        debug_assert!(self.blocked);
+        self.blocked = false;
+    }
+
+    /// From now on nothing is delivered: the queue is empty or about to be dropped.
+    pub fn discard(&mut self) {
+        self.discarding = true;
+        self.queued_bytes = 0;
+        // A single shot on the slow group is all that throwing away deserves.
+        self.slow = true;
+        self.streak = 0;
+    }
+
+    /// Whether arriving bytes are thrown away.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
+    }
+
+    /// Whether a send is in flight.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// What the source did last.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Bytes received and not delivered.
+    pub fn queued_bytes(&self) -> u32 {
+        self.queued_bytes
+    }
+
+    /// Whether FIN was passed on after the last byte.
+    pub fn is_finished(&self) -> bool {
+        self.fin_passed
+    }
+
+    /// Whether a receive operation is in flight, being cancelled or not.
+    pub fn is_receiving(&self) -> bool {
+        matches!(self.receive, Receive::On(_) | Receive::Cancelling)
+    }
+
+    /// A cancel was sent for whatever receive is in flight. Returns whether there was one.
+    pub fn on_cancel(&mut self) -> bool {
+        let was_on = matches!(self.receive, Receive::On(_));
+        if was_on {
+            self.receive = Receive::Cancelling;
+        }
+        was_on
+    }
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_messages_become_multishot_and_full_buffers_do_not() {
+        let mut direction = Direction::new();
+        for _ in 0..MULTISHOT_AFTER {
+            assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Single));
+            assert!(direction.on_received(10, false, false));
+            assert_eq!(direction.next(), Step::Send);
+            direction.on_sent(10);
+        }
+        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+        direction.on_received(4096, true, true);
+        assert!(direction.must_leave_multishot());
+        assert!(!direction.must_leave_multishot(), "only once");
+    }
+
+    #[test]
+    fn a_blocked_direction_does_not_receive_and_then_takes_from_the_slow_group() {
+        let mut direction = Direction::new();
+        direction.next();
+        direction.on_received(100, false, false);
+        assert_eq!(direction.next(), Step::Send);
+        direction.on_blocked();
+        assert_eq!(direction.next(), Step::Rest);
+        direction.on_unblocked();
+        direction.on_sent(100);
+        assert_eq!(direction.next(), Step::Receive(Group::Slow, Shots::Single));
+        for _ in 0..TRUSTED_AFTER {
+            direction.on_received(1, false, false);
+            direction.on_sent(1);
+            direction.next();
+        }
+        direction.on_receive_completed(false);
+        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+    }
+
+    #[test]
+    fn fin_waits_for_the_last_byte() {
+        let mut direction = Direction::new();
+        direction.next();
+        direction.on_received(5, false, false);
+        direction.on_fin();
+        assert_eq!(direction.next(), Step::Send);
+        direction.on_sent(5);
+        assert_eq!(direction.next(), Step::PassFin);
+        assert_eq!(direction.next(), Step::Rest);
+        assert!(direction.is_finished());
+    }
+}

@@ -1,0 +1,312 @@
+//! How sessions end: failures, deadlines, and the close itself.
+//!
+//! An abort is passed on as an abort, after every byte that came before it: the last send is
+//! complete *and* the peer has acknowledged all (`SIOCOUTQ` is 0), for a reset drops what is still
+//! queued. A socket closes only when no operation on it is in flight; `shutdown(2)` is never called
+//! on a socket that is to be reset, for the peer would read a clean end.
+
+use std::collections::VecDeque;
+
+use super::direction::Source;
+use super::io::Io;
+use super::pair::{End, Operation, Pair, PairId, Phase, token};
+use super::{Relay, Summary, Watcher, is_over};
+use crate::outcome::{Cause, CloseReason, Side, Stage};
+
+/// After our own FIN to both ends, they have this long to close before they are reset.
+const LINGER_MS: u64 = 1_000;
+/// First pause between two looks at a peer's unacknowledged bytes; doubled each time.
+const CHECK_FIRST_MS: u64 = 1;
+/// Longest such pause.
+const CHECK_MAX_MS: u64 = 250;
+
+impl<I: Io, W: Watcher> Relay<I, W> {
+    /// An end is gone without FIN. What it had sent is delivered; nothing more goes to it.
+    pub(super) fn on_failure(&mut self, now_us: u64, id: PairId, end: End, cause: Cause) {
+        let now_ms = now_us / 1_000;
+        let half_close_ms = self.options.half_close_ms;
+        let pair = self.live(id);
+        let known = std::mem::replace(&mut pair.failed[end as usize], true);
+        match pair.phase {
+            Phase::Relaying if !known => {
+                pair.blame(end.side(), cause);
+                pair.phase = Phase::Failing {
+                    end,
+                    deadline_ms: now_ms + half_close_ms,
+                    check_ms: now_ms,
+                    backoff_ms: CHECK_FIRST_MS,
+                };
+                self.stop_towards(id, end);
+                self.rearm_timer(now_ms, id);
+            }
+            // Both are gone, or one of those to whom we had said goodbye already.
+            Phase::Failing { end: first, .. } if first != end => self.close(id, Closing::Reset),
+            Phase::Lingering { .. } => self.close(id, Closing::Reset),
+            _ => {}
+        }
+    }
+
+    /// Nothing more is delivered to `end`: throw away what waits, stop receiving for it.
+    fn stop_towards(&mut self, id: PairId, end: End) {
+        let from = end.other();
+        let pair = self.live(id);
+        pair.direction(from).discard();
+        let receiving = pair.direction(from).on_cancel();
+        let blocked = pair.direction(from).is_blocked();
+        // Marks the source so that `next` does not arm another receive.
+        pair.direction(from).on_failed();
+        if receiving {
+            self.io.cancel(token(id, Operation::Receive, from));
+        }
+        if blocked {
+            self.io.cancel(token(id, Operation::Send, from));
+        }
+        self.drop_queue(id, from);
+    }
+
+    /// Drops what is queued, except the piece that a send in flight is reading.
+    pub(super) fn drop_queue(&mut self, id: PairId, from: End) {
+        let pair = self.live(id);
+        let keep = usize::from(pair.direction(from).is_blocked());
+        let queue = &mut pair.queues[from as usize];
+        let dropped: VecDeque<_> = queue.drain(keep.min(queue.len())..).collect();
+        for chunk in dropped {
+            self.release(chunk.buffer);
+        }
+    }
+
+    /// Looks whether the session's end can go a step further.
+    pub(super) fn settle(&mut self, now_us: u64, id: PairId) {
+        let Some(pair) = self.pair(id) else { return };
+        match pair.phase {
+            Phase::Relaying => {
+                if pair.directions.iter().all(|d| d.is_finished()) {
+                    let (side, cause) = clean_end(pair);
+                    pair.blame(side, cause);
+                    self.close(id, Closing::Orderly);
+                }
+            }
+            Phase::Failing { end, check_ms, .. } => {
+                if is_over(&pair.directions[end as usize]) && now_us / 1_000 >= check_ms {
+                    self.check_acknowledged(now_us, id, end);
+                }
+            }
+            Phase::Lingering { .. } => {
+                if pair.directions.iter().all(|d| d.source() != Source::Open) {
+                    self.close(id, Closing::Orderly);
+                }
+            }
+            Phase::Closing => {}
+        }
+        self.finish(now_us, id);
+    }
+
+    /// All that the failed end had sent was handed to the kernel: once the other end has
+    /// acknowledged it, the reset may follow.
+    fn check_acknowledged(&mut self, now_us: u64, id: PairId, failed: End) {
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("checked by settle");
+        if self.io.unacknowledged_bytes(pair.socket(failed.other())) == 0 {
+            return self.close(id, Closing::Reset);
+        }
+        let now_ms = now_us / 1_000;
+        if let Phase::Failing { check_ms, backoff_ms, .. } = &mut pair.phase {
+            *check_ms = now_ms + *backoff_ms;
+            *backoff_ms = (*backoff_ms * 2).min(CHECK_MAX_MS);
+        }
+        self.rearm_timer(now_ms, id);
+    }
+
+    pub(super) fn on_timer(&mut self, now_us: u64, id: PairId) {
+        let now_ms = now_us / 1_000;
+        let Some(pair) = self.pair(id) else { return };
+        pair.timer = None;
+        match pair.phase {
+            Phase::Relaying => self.on_relaying_timer(now_us, id),
+            Phase::Failing { deadline_ms, .. } if now_ms >= deadline_ms => {
+                self.close(id, Closing::Reset);
+            }
+            Phase::Lingering { deadline_ms } if now_ms >= deadline_ms => {
+                self.close(id, Closing::Reset);
+            }
+            _ => {}
+        }
+        self.rearm_timer(now_ms, id);
+        self.settle(now_us, id);
+    }
+
+    fn on_relaying_timer(&mut self, now_us: u64, id: PairId) {
+        let now_ms = now_us / 1_000;
+        let options = self.options;
+        if self.acknowledged_more(id) {
+            self.live(id).last_activity_ms = now_ms;
+        }
+        let pair = self.live(id);
+        let silent_ms = now_ms.saturating_sub(pair.last_activity_ms);
+        if options.max_age_ms.is_some_and(|max| now_ms >= pair.started_ms + max) {
+            self.say_goodbye(now_us, id, Cause::MaxAge);
+        } else if pair.is_half_closed() && silent_ms >= options.half_close_ms {
+            pair.blame(Side::Local, Cause::HalfCloseTimeout);
+            self.close(id, Closing::Reset);
+        } else if silent_ms >= options.idle_ms {
+            self.say_goodbye(now_us, id, Cause::IdleTimeout);
+        }
+    }
+
+    /// A peer that drains slowly is not idle: a send in flight shows no progress until its last
+    /// byte is taken, but the kernel's count of unacknowledged bytes does.
+    fn acknowledged_more(&mut self, id: PairId) -> bool {
+        let mut moved = false;
+        for from in End::BOTH {
+            let slot = &mut self.slots[id.slot as usize];
+            let pair = slot.pair.as_deref_mut().expect("checked by on_timer");
+            if !pair.directions[from as usize].is_blocked() {
+                continue;
+            }
+            let to = from.other();
+            let now = self.io.unacknowledged_bytes(pair.socket(to));
+            let before = std::mem::replace(&mut pair.unacknowledged[to as usize], now);
+            moved |= before != now;
+        }
+        moved
+    }
+
+    /// Ends a session that we have had enough of: FIN to both ends, RST a second later. If bytes
+    /// are stuck that a FIN would make look like the whole of it, RST at once.
+    fn say_goodbye(&mut self, now_us: u64, id: PairId, cause: Cause) {
+        let now_ms = now_us / 1_000;
+        let pair = self.live(id);
+        pair.blame(Side::Local, cause);
+        if pair.has_undelivered() {
+            return self.close(id, Closing::Reset);
+        }
+        pair.phase = Phase::Lingering { deadline_ms: now_ms + LINGER_MS };
+        for end in End::BOTH {
+            let slot = &mut self.slots[id.slot as usize];
+            let pair = slot.pair.as_deref_mut().expect("just seen");
+            pair.directions[end as usize].discard();
+            self.io.shutdown_write(pair.socket(end));
+        }
+    }
+
+    /// Ends every session now, with a reset to both ends.
+    pub fn abort_all(&mut self, now_us: u64, cause: Cause) {
+        for slot in 0..self.slots.len() as u32 {
+            let id = PairId { slot, generation: self.slots[slot as usize].generation };
+            if let Some(pair) = self.pair(id) {
+                pair.blame(Side::Local, cause);
+                self.close(id, Closing::Reset);
+                self.finish(now_us, id);
+            }
+        }
+    }
+
+    /// Cancels every operation; the sockets close when the last one has completed.
+    fn close(&mut self, id: PairId, how: Closing) {
+        let pair = self.live(id);
+        if pair.phase == Phase::Closing {
+            return;
+        }
+        pair.phase = Phase::Closing;
+        if let Some(timer) = pair.timer.take() {
+            self.timers.cancel(timer);
+        }
+        for end in End::BOTH {
+            let slot = &mut self.slots[id.slot as usize];
+            let pair = slot.pair.as_deref_mut().expect("just seen");
+            if how == Closing::Reset {
+                self.io.linger_zero(pair.socket(end));
+            }
+            if pair.directions[end as usize].on_cancel() {
+                self.io.cancel(token(id, Operation::Receive, end));
+            }
+            if pair.directions[end as usize].is_blocked() {
+                self.io.cancel(token(id, Operation::Send, end));
+            }
+            if pair.watching[end as usize] {
+                self.io.cancel(token(id, Operation::Watch, end));
+            }
+            pair.directions[end as usize].discard();
+            self.drop_queue(id, end);
+        }
+    }
+
+    /// Removes a closing session once nothing of it is in flight.
+    pub(super) fn finish(&mut self, now_us: u64, id: PairId) {
+        let Some(pair) = self.pair(id) else { return };
+        if pair.phase != Phase::Closing || pair.operations() > 0 {
+            return;
+        }
+        for end in End::BOTH {
+            self.drop_queue(id, end);
+        }
+        let slot = &mut self.slots[id.slot as usize];
+        slot.generation = (slot.generation + 1) & 0x00FF_FFFF;
+        let mut pair = slot.pair.take().expect("just seen");
+        for end in End::BOTH {
+            if let Some(socket) = pair.sockets[end as usize].take() {
+                self.io.close(socket);
+            }
+        }
+        self.free.push(id.slot);
+        self.active -= 1;
+        let summary = Summary {
+            reason: pair.reason.unwrap_or(CloseReason::new(
+                Side::Local,
+                Stage::Relay,
+                Cause::SocketError,
+            )),
+            to_upstream_bytes: pair.delivered_bytes[End::Downstream as usize],
+            to_downstream_bytes: pair.delivered_bytes[End::Upstream as usize],
+            first_byte_us: pair.first_byte_us,
+        };
+        let Pair { record, .. } = *pair;
+        self.watcher.closed(now_us, record, summary);
+    }
+
+    /// Sets the session's one timer to the next moment at which something can be due. Activity
+    /// does not touch it: a timer that fires early looks again.
+    pub(super) fn rearm_timer(&mut self, now_ms: u64, id: PairId) {
+        let options = self.options;
+        let Some(pair) = self.pair(id) else { return };
+        let deadline_ms = match pair.phase {
+            Phase::Closing => return,
+            Phase::Lingering { deadline_ms } => deadline_ms,
+            Phase::Failing { end, deadline_ms, check_ms, .. } => {
+                let drained = is_over(&pair.directions[end as usize]);
+                if drained { check_ms.min(deadline_ms) } else { deadline_ms }
+            }
+            Phase::Relaying => {
+                let silence_ms =
+                    if pair.is_half_closed() { options.half_close_ms } else { options.idle_ms };
+                let silent = pair.last_activity_ms + silence_ms.min(options.idle_ms);
+                options.max_age_ms.map_or(silent, |max| silent.min(pair.started_ms + max))
+            }
+        };
+        if let Some(timer) = pair.timer.take() {
+            self.timers.cancel(timer);
+        }
+        let timer = self.timers.set(deadline_ms.max(now_ms + 1), id);
+        self.live(id).timer = Some(timer);
+    }
+}
+
+/// How a session's sockets close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    /// FIN was sent and received, or both ends had their second to answer ours.
+    Orderly,
+    /// RST.
+    Reset,
+}
+
+/// The side whose FIN came first, and whether anything was ever said.
+fn clean_end<I: Io, R>(pair: &Pair<I, R>) -> (Side, Cause) {
+    let first = pair.first_fin.map_or(Side::Local, End::side);
+    let silent = pair.delivered_bytes == [0, 0];
+    if silent && first == Side::Downstream {
+        (first, Cause::Empty)
+    } else {
+        (first, Cause::Finished)
+    }
+}

@@ -1,0 +1,97 @@
+//! What the engine asks of the world, so that a simulation can stand in for the kernel.
+//!
+//! The one implementation outside tests is [`RelayRing`] with the system calls of `sys::socket`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use crate::ring::{Buffer, Group, Piece, RelayRing, Shots, Token};
+use crate::sys::socket;
+
+/// Sockets, buffers and operations. Operations complete later, each under its token.
+pub trait Io {
+    /// A connected stream socket, closed when dropped.
+    type Socket;
+
+    /// Arms a receive into a buffer of the group.
+    fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
+    /// Sends `from..len` of a buffer, however long it takes. The buffer stays put until then.
+    fn send(&mut self, socket: &Self::Socket, buffer: &Buffer, from: u32, len: u32, token: Token);
+    /// Sends what the socket takes at once; `WouldBlock` if nothing.
+    fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
+    /// Completes when the socket fails or hangs up.
+    fn watch(&mut self, socket: &Self::Socket, token: Token);
+    /// Makes an operation complete soon.
+    fn cancel(&mut self, target: Token);
+    /// Gives a buffer back; returns the group that may have one to spare now.
+    fn release(&mut self, buffer: Buffer) -> Group;
+    /// Asks for more buffers in a group; false if the group has none left.
+    fn widen(&mut self, group: Group) -> bool;
+    /// Size of one buffer, in bytes.
+    fn buffer_bytes(&self) -> u32;
+    /// Sends FIN behind what is queued.
+    fn shutdown_write(&mut self, socket: &Self::Socket);
+    /// Makes the coming close a reset.
+    fn linger_zero(&mut self, socket: &Self::Socket);
+    /// Bytes sent that the peer has not acknowledged.
+    fn unacknowledged_bytes(&mut self, socket: &Self::Socket) -> u32;
+    /// The socket's pending error.
+    fn take_error(&mut self, socket: &Self::Socket) -> io::Result<()>;
+    /// Closes the socket. No operation on it may be in flight.
+    fn close(&mut self, socket: Self::Socket) {
+        drop(socket);
+    }
+}
+
+impl Io for RelayRing {
+    type Socket = OwnedFd;
+
+    fn recv(&mut self, socket: &OwnedFd, group: Group, shots: Shots, token: Token) {
+        RelayRing::recv(self, socket.as_fd(), group, shots, token);
+    }
+
+    fn send(&mut self, socket: &OwnedFd, buffer: &Buffer, from: u32, len: u32, token: Token) {
+        RelayRing::send(self, socket.as_fd(), buffer, from, len, token);
+    }
+
+    fn send_now(&mut self, socket: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {
+        RelayRing::send_now(self, socket.as_fd(), pieces)
+    }
+
+    fn watch(&mut self, socket: &OwnedFd, token: Token) {
+        // No event is asked for: POLLERR and POLLHUP are reported unasked.
+        self.poll(socket.as_raw_fd(), 0, token);
+    }
+
+    fn cancel(&mut self, target: Token) {
+        RelayRing::cancel(self, target);
+    }
+
+    fn release(&mut self, buffer: Buffer) -> Group {
+        self.buffers().release(buffer)
+    }
+
+    fn widen(&mut self, group: Group) -> bool {
+        self.buffers().widen(group)
+    }
+
+    fn buffer_bytes(&self) -> u32 {
+        self.buffer_size_bytes()
+    }
+
+    fn shutdown_write(&mut self, socket: &OwnedFd) {
+        socket::shutdown_write(socket.as_fd());
+    }
+
+    fn linger_zero(&mut self, socket: &OwnedFd) {
+        socket::linger_zero(socket.as_fd());
+    }
+
+    fn unacknowledged_bytes(&mut self, socket: &OwnedFd) -> u32 {
+        socket::unacknowledged_bytes(socket.as_fd())
+    }
+
+    fn take_error(&mut self, socket: &OwnedFd) -> io::Result<()> {
+        socket::take_error(socket)
+    }
+}

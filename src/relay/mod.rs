@@ -1,0 +1,510 @@
+//! The relay engine: what happens to a session's bytes once both of its sockets are connected.
+//!
+//! [`Relay::start`] takes a session over; its task ends there. From then on every step is a
+//! completion of the relay ring or a timer, handled inside the pump, until [`Watcher::closed`]
+//! reports the end. No task, no allocation and no lock per byte moved.
+//!
+//! [`direction`] decides what one direction does next; this file carries it out and moves the
+//! bytes (the *copy mover*: receive into a buffer, send from it); [`ending`] takes sessions down.
+//! The engine is generic over [`io::Io`], so that [`simulation`] can drive it with a kernel that
+//! behaves as badly as a seed tells it to.
+//!
+//! A second mover joins at [`Relay::progress`]: a direction's `Step` says *what*, the mover how.
+
+pub mod direction;
+mod ending;
+pub mod io;
+pub mod pair;
+#[cfg(test)]
+mod simulation;
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+use crate::core::pump::Engine;
+use crate::core::wheel::Wheel;
+use crate::outcome::{Cause, CloseReason};
+use crate::ring::{Buffer, Completion, GATHER_MAX, Group, Piece, RelayRing};
+use direction::{Direction, Source, Step};
+use io::Io;
+use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
+
+/// Bytes that one direction may deliver in one pass before its neighbours get their turn.
+const BUDGET_PER_PASS_BYTES: u64 = 256 * 1024;
+/// A queue that grew beyond this gives its memory back when it is empty.
+const QUEUE_KEEP: usize = 16;
+
+/// Deadlines of every session, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayOptions {
+    /// No byte in either direction for this long.
+    pub idle_ms: u64,
+    /// One end closed, and no byte from the other for this long.
+    pub half_close_ms: u64,
+    /// A session's whole life from the start of relaying.
+    pub max_age_ms: Option<u64>,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Why.
+    pub reason: CloseReason,
+    /// Bytes delivered to the server.
+    pub to_upstream_bytes: u64,
+    /// Bytes delivered to the client.
+    pub to_downstream_bytes: u64,
+    /// When the server's first byte was received (monotonic clock).
+    pub first_byte_us: Option<u64>,
+}
+
+/// Who is told of what the engine does.
+pub trait Watcher {
+    /// What is kept with a session and handed back at its end.
+    type Record;
+    /// Bytes that came from `from` were delivered to the other end.
+    fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64);
+    /// The engine is about to handle a completion of this session.
+    fn in_hand(&mut self, record: &Self::Record);
+    /// The session is over and its sockets are closed.
+    fn closed(&mut self, now_us: u64, record: Self::Record, summary: Summary);
+}
+
+/// The engine of one core.
+pub struct Relay<I: Io, W: Watcher> {
+    io: I,
+    watcher: W,
+    options: RelayOptions,
+    slots: Vec<Slot<I, W::Record>>,
+    free: Vec<u32>,
+    active: usize,
+    timers: Wheel<PairId>,
+    /// Directions that spent their budget, oldest first.
+    put_off: VecDeque<(PairId, End)>,
+    /// Directions that wait for a buffer, by group, oldest first.
+    waiting: [VecDeque<(PairId, End)>; 2],
+    blocked_sends_total: u64,
+    due: Vec<PairId>,
+}
+
+struct Slot<I: Io, R> {
+    generation: u32,
+    pair: Option<Box<Pair<I, R>>>,
+}
+
+impl<I: Io, W: Watcher> Relay<I, W> {
+    /// An engine without sessions.
+    pub fn new(io: I, watcher: W, options: RelayOptions, now_us: u64) -> Self {
+        Self {
+            io,
+            watcher,
+            options,
+            slots: Vec::new(),
+            free: Vec::new(),
+            active: 0,
+            timers: Wheel::new(now_us / 1_000),
+            put_off: VecDeque::new(),
+            waiting: [VecDeque::new(), VecDeque::new()],
+            blocked_sends_total: 0,
+            due: Vec::new(),
+        }
+    }
+
+    /// Takes a session over: two connected sockets and what to report at the end.
+    pub fn start(
+        &mut self,
+        now_us: u64,
+        downstream: I::Socket,
+        upstream: I::Socket,
+        record: W::Record,
+    ) -> PairId {
+        let now_ms = now_us / 1_000;
+        let pair = Box::new(Pair {
+            sockets: [Some(downstream), Some(upstream)],
+            directions: [Direction::new(), Direction::new()],
+            queues: [VecDeque::new(), VecDeque::new()],
+            delivered_bytes: [0; 2],
+            put_off: [false; 2],
+            watching: [false; 2],
+            unacknowledged: [0; 2],
+            phase: Phase::Relaying,
+            first_fin: None,
+            reason: None,
+            failed: [false; 2],
+            timer: None,
+            started_ms: now_ms,
+            last_activity_ms: now_ms,
+            first_byte_us: None,
+            record,
+        });
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, pair: None });
+            (self.slots.len() - 1) as u32
+        });
+        let entry = &mut self.slots[slot as usize];
+        debug_assert!(entry.pair.is_none());
+        entry.pair = Some(pair);
+        let id = PairId { slot, generation: entry.generation };
+        self.active += 1;
+        self.rearm_timer(now_ms, id);
+        for end in End::BOTH {
+            self.progress(now_us, id, end);
+        }
+        id
+    }
+
+    /// Sessions alive.
+    pub fn active(&self) -> usize {
+        self.active
+    }
+
+    /// The I/O it drives.
+    pub fn io(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// The watcher.
+    pub fn watcher(&mut self) -> &mut W {
+        &mut self.watcher
+    }
+
+    /// Sends that had to wait for their peer.
+    pub fn blocked_sends_total(&self) -> u64 {
+        self.blocked_sends_total
+    }
+
+    /// Directions waiting for a buffer. Sessions that ended meanwhile may still be counted.
+    pub fn waiting(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    /// When [`Relay::end_of_pass`] must run at the latest, in milliseconds.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.timers.next_ms()
+    }
+
+    /// Whether there is work that no completion announces.
+    pub fn is_busy(&self) -> bool {
+        !self.put_off.is_empty()
+    }
+
+    /// Handles one completion.
+    pub fn complete(&mut self, now_us: u64, completion: Completion) {
+        let (id, operation, end) = parse_token(completion.token);
+        let slot = &self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref().filter(|_| slot.generation == id.generation);
+        let pair = pair.expect("a session closes only after the last completion of its operations");
+        self.watcher.in_hand(&pair.record);
+        match operation {
+            Operation::Receive => self.on_receive(now_us, id, end, completion),
+            Operation::Send => self.on_send(now_us, id, end, completion.result),
+            Operation::Watch => self.on_watch(now_us, id, end),
+        }
+        self.settle(now_us, id);
+    }
+
+    /// Fires timers and goes on with directions that were put off.
+    pub fn end_of_pass(&mut self, now_us: u64) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now_us / 1_000, &mut due);
+        for id in due.drain(..) {
+            self.on_timer(now_us, id);
+        }
+        self.due = due;
+        // Only those that are queued now: a direction that spends its budget again waits.
+        for _ in 0..self.put_off.len() {
+            let Some((id, end)) = self.put_off.pop_front() else { break };
+            if let Some(pair) = self.pair(id) {
+                pair.put_off[end as usize] = false;
+                self.progress(now_us, id, end);
+                self.settle(now_us, id);
+            }
+        }
+    }
+
+    fn pair(&mut self, id: PairId) -> Option<&mut Pair<I, W::Record>> {
+        let slot = &mut self.slots[id.slot as usize];
+        if slot.generation == id.generation { slot.pair.as_deref_mut() } else { None }
+    }
+
+    /// A pair that the caller knows to be there.
+    fn live(&mut self, id: PairId) -> &mut Pair<I, W::Record> {
+        self.pair(id).expect("the caller holds the id of a live session")
+    }
+
+    fn on_receive(&mut self, now_us: u64, id: PairId, from: End, completion: Completion) {
+        let Completion { result, buffer, more, .. } = completion;
+        match (buffer, u32::try_from(result)) {
+            (Some(buffer), Ok(len @ 1..)) => {
+                self.on_bytes(now_us, id, from, buffer, len, more);
+                return self.progress(now_us, id, from);
+            }
+            (Some(unused), _) => self.release(unused),
+            (None, _) => {}
+        }
+        let pair = self.live(id);
+        let direction = pair.direction(from);
+        direction.on_receive_completed(more);
+        match result {
+            // A side that failed has no FIN left to send: after its error was reported once, by a
+            // send, the kernel answers a receive with 0.
+            0 if pair.failed[from as usize] => pair.direction(from).on_failed(),
+            0 => {
+                pair.direction(from).on_fin();
+                pair.first_fin.get_or_insert(from);
+            }
+            negative => match -negative {
+                libc::ENOBUFS => self.on_no_buffer(id, from),
+                // Cancelled by us, or interrupted: `next` decides whether to receive again.
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+                errno => {
+                    pair.direction(from).on_failed();
+                    self.on_failure(now_us, id, from, cause_of(errno));
+                }
+            },
+        }
+        self.progress(now_us, id, from);
+    }
+
+    fn on_bytes(
+        &mut self,
+        now_us: u64,
+        id: PairId,
+        from: End,
+        buffer: Buffer,
+        len: u32,
+        more: bool,
+    ) {
+        let full = len == self.io.buffer_bytes();
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("checked by complete");
+        pair.last_activity_ms = now_us / 1_000;
+        if from == End::Upstream && pair.first_byte_us.is_none() {
+            pair.first_byte_us = Some(now_us);
+        }
+        let direction = &mut pair.directions[from as usize];
+        if direction.on_received(len, full, more) {
+            pair.queues[from as usize].push_back(Chunk { buffer, from: 0, len });
+            if pair.directions[from as usize].must_leave_multishot() {
+                self.io.cancel(token(id, Operation::Receive, from));
+            }
+        } else {
+            self.release(buffer);
+        }
+    }
+
+    fn on_no_buffer(&mut self, id: PairId, from: End) {
+        let group = self.live(id).direction(from).group();
+        if !self.io.widen(group) {
+            self.live(id).direction(from).on_no_buffer();
+            self.waiting[group as usize].push_back((id, from));
+        }
+    }
+
+    fn on_send(&mut self, now_us: u64, id: PairId, from: End, result: i32) {
+        let pair = self.live(id);
+        pair.direction(from).on_unblocked();
+        match result {
+            sent @ 0.. => {
+                pair.last_activity_ms = now_us / 1_000;
+                self.consume(id, from, sent as u32);
+            }
+            negative => match -negative {
+                // Cancelled by us, or interrupted: whatever is still wanted is sent again.
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+                errno => self.on_failure(now_us, id, from.other(), cause_of(errno)),
+            },
+        }
+        if self.live(id).direction(from).is_discarding() {
+            self.drop_queue(id, from);
+        }
+        self.progress(now_us, id, from);
+    }
+
+    fn on_watch(&mut self, now_us: u64, id: PairId, end: End) {
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("checked by complete");
+        pair.watching[end as usize] = false;
+        // A hang-up without an error is the ordinary end of a socket that sent and received FIN.
+        if let Err(error) = self.io.take_error(pair.socket(end)) {
+            let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
+            self.on_failure(now_us, id, end, cause);
+        }
+    }
+
+    /// Does whatever the direction asks for, until it rests or has spent its budget.
+    fn progress(&mut self, now_us: u64, id: PairId, from: End) {
+        let mut spent_bytes = 0;
+        while let Some(pair) = self.pair(id) {
+            if pair.phase == Phase::Closing || pair.put_off[from as usize] {
+                return;
+            }
+            match pair.direction(from).next() {
+                Step::Rest => return,
+                Step::Receive(group, shots) => {
+                    let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
+                    let token = token(id, Operation::Receive, from);
+                    self.io.recv(pair.socket(from), group, shots, token);
+                }
+                Step::StopReceiving => self.io.cancel(token(id, Operation::Receive, from)),
+                Step::Send if spent_bytes >= BUDGET_PER_PASS_BYTES => {
+                    pair.put_off[from as usize] = true;
+                    self.put_off.push_back((id, from));
+                    return;
+                }
+                Step::Send => spent_bytes += self.deliver(now_us, id, from),
+                Step::PassFin => {
+                    let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
+                    self.io.shutdown_write(pair.socket(from.other()));
+                    self.live(id).last_activity_ms = now_us / 1_000;
+                    self.rearm_timer(now_us / 1_000, id);
+                }
+            }
+        }
+    }
+
+    /// Sends what the destination takes at once, and leaves the rest of the first piece to the
+    /// ring if it does not take all. Returns the bytes sent.
+    fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> u64 {
+        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("checked by progress");
+        let queue = &pair.queues[from as usize];
+        let first = queue.front().expect("a direction asks to send only what is queued");
+        let mut pieces =
+            [Piece { buffer: &first.buffer, from: first.from, len: first.len }; GATHER_MAX];
+        let mut offered = 0;
+        let mut count = 0;
+        for (piece, chunk) in pieces.iter_mut().zip(queue) {
+            *piece = Piece { buffer: &chunk.buffer, from: chunk.from, len: chunk.len };
+            offered += chunk.len - chunk.from;
+            count += 1;
+        }
+        let socket = pair.sockets[from.other() as usize].as_ref().expect("open while relaying");
+        let sent = match self.io.send_now(socket, &pieces[..count]) {
+            Ok(sent) => sent as u32,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => 0,
+                ErrorKind::Interrupted => return 0,
+                _ => {
+                    let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
+                    self.on_failure(now_us, id, from.other(), cause);
+                    return 0;
+                }
+            },
+        };
+        if sent > 0 {
+            self.consume(id, from, sent);
+        }
+        if sent < offered {
+            self.wait_for_peer(id, from);
+        }
+        u64::from(sent)
+    }
+
+    /// The destination is full: the ring sends the first piece when it can.
+    fn wait_for_peer(&mut self, id: PairId, from: End) {
+        self.blocked_sends_total += 1;
+        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("checked by deliver");
+        let chunk = pair.queues[from as usize].front().expect("not all was sent");
+        let socket = pair.sockets[from.other() as usize].as_ref().expect("open while relaying");
+        let token_of = |operation| token(id, operation, from);
+        self.io.send(socket, &chunk.buffer, chunk.from, chunk.len, token_of(Operation::Send));
+        pair.directions[from as usize].on_blocked();
+        pair.unacknowledged[from.other() as usize] = self.io.unacknowledged_bytes(socket);
+        // No receive is armed meanwhile, so a reset of the source would go unseen.
+        if !std::mem::replace(&mut pair.watching[from as usize], true) {
+            self.io.watch(pair.socket(from), token_of(Operation::Watch));
+        }
+    }
+
+    /// The destination took `sent` bytes from the head of the queue.
+    fn consume(&mut self, id: PairId, from: End, sent: u32) {
+        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("the caller's pair");
+        pair.delivered_bytes[from as usize] += u64::from(sent);
+        self.watcher.delivered(&pair.record, from, u64::from(sent));
+        if pair.directions[from as usize].is_discarding() {
+            return;
+        }
+        pair.directions[from as usize].on_sent(sent);
+        let mut left = sent;
+        while left > 0 {
+            let pair = self.live(id);
+            let queue = &mut pair.queues[from as usize];
+            let chunk = queue.front_mut().expect("no more was sent than was queued");
+            let part = left.min(chunk.len - chunk.from);
+            chunk.from += part;
+            left -= part;
+            if chunk.from == chunk.len {
+                let chunk = queue.pop_front().expect("just seen");
+                if queue.is_empty() && queue.capacity() > QUEUE_KEEP {
+                    *queue = VecDeque::new();
+                }
+                self.release(chunk.buffer);
+            }
+        }
+    }
+
+    /// Gives a buffer back, and to the direction that has waited longest for one.
+    fn release(&mut self, buffer: Buffer) {
+        let group = self.io.release(buffer);
+        self.wake_waiting(group);
+    }
+
+    fn wake_waiting(&mut self, group: Group) {
+        while let Some((id, from)) = self.waiting[group as usize].pop_front() {
+            let Some(pair) = self.pair(id) else { continue };
+            if pair.phase == Phase::Closing {
+                continue;
+            }
+            let direction = pair.direction(from);
+            direction.on_buffer_back();
+            // Only a receive can follow: a direction waits for a buffer with an empty queue.
+            if let Step::Receive(group, shots) = direction.next() {
+                let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
+                self.io.recv(pair.socket(from), group, shots, token(id, Operation::Receive, from));
+                return;
+            }
+        }
+    }
+}
+
+impl<W: Watcher> Engine for Relay<RelayRing, W> {
+    fn ring(&mut self) -> &mut RelayRing {
+        &mut self.io
+    }
+
+    fn complete(&mut self, now_us: u64, completion: Completion) {
+        Relay::complete(self, now_us, completion);
+    }
+
+    fn end_of_pass(&mut self, now_us: u64) {
+        Relay::end_of_pass(self, now_us);
+    }
+
+    fn is_busy(&self) -> bool {
+        Relay::is_busy(self)
+    }
+
+    fn next_deadline_ms(&self) -> Option<u64> {
+        Relay::next_deadline_ms(self)
+    }
+}
+
+/// What a socket error says about the peer.
+fn cause_of(errno: i32) -> Cause {
+    match errno {
+        // EPIPE: the peer reset the connection and the error was already reported once.
+        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => Cause::Reset,
+        libc::ETIMEDOUT => Cause::PeerTimeout,
+        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
+            Cause::Unreachable
+        }
+        libc::ENOMEM | libc::ENOBUFS | libc::EMFILE | libc::ENFILE => Cause::LocalResources,
+        _ => Cause::SocketError,
+    }
+}
+
+fn is_over(direction: &Direction) -> bool {
+    direction.queued_bytes() == 0
+        && !direction.is_blocked()
+        && (direction.source() == Source::Failed || direction.is_finished())
+}

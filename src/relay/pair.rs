@@ -1,0 +1,189 @@
+//! One relayed session: two sockets, two directions, and how far its end has come.
+//!
+//! ```text
+//!   Relaying ──both FIN passed──────────────────────────────> Closing ──no operation left──> gone
+//!      ├──a side failed──> Failing: deliver what it had sent ──┤
+//!      ├──idle, max age──> Lingering: FIN to both, 1 s ────────┤
+//!      └──half-close timeout, drain: RST to both ──────────────┘
+//! ```
+
+use std::collections::VecDeque;
+
+use super::direction::Direction;
+use super::io::Io;
+use crate::core::wheel::TimerId;
+use crate::outcome::{Cause, CloseReason, Side, Stage};
+use crate::ring::{Buffer, Token};
+
+/// One of a session's two sockets; also the direction whose bytes come from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// The client.
+    Downstream = 0,
+    /// The server.
+    Upstream = 1,
+}
+
+impl End {
+    /// Both ends.
+    pub const BOTH: [End; 2] = [End::Downstream, End::Upstream];
+
+    /// The opposite one.
+    pub fn other(self) -> End {
+        match self {
+            End::Downstream => End::Upstream,
+            End::Upstream => End::Downstream,
+        }
+    }
+
+    /// The side to blame when this end misbehaves.
+    pub fn side(self) -> Side {
+        match self {
+            End::Downstream => Side::Downstream,
+            End::Upstream => Side::Upstream,
+        }
+    }
+}
+
+/// A session in the table: the slot alone may have been given to another one since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairId {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+/// Bits of a token that hold the generation; 24 of them, between the slot and the operation.
+const GENERATION_MASK: u32 = 0x00FF_FFFF;
+
+/// What an operation was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Operation {
+    /// Receiving from the end.
+    Receive = 0,
+    /// Delivering what came from the end.
+    Send = 1,
+    /// Watching the end for failure.
+    Watch = 2,
+}
+
+/// operation (7 bits) and end (1 bit) | generation (24 bits) | slot (32 bits)
+pub(super) fn token(id: PairId, operation: Operation, end: End) -> Token {
+    let kind = (operation as u64) << 1 | end as u64;
+    kind << 56 | u64::from(id.generation & GENERATION_MASK) << 32 | u64::from(id.slot)
+}
+
+pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
+    let kind = (token >> 56) as u8;
+    let end = if kind & 1 == 0 { End::Downstream } else { End::Upstream };
+    let operation = match kind >> 1 {
+        0 => Operation::Receive,
+        1 => Operation::Send,
+        2 => Operation::Watch,
+        other => unreachable!("a token of operation {other} was never made"),
+    };
+    let generation = (token >> 32) as u32 & GENERATION_MASK;
+    (PairId { slot: token as u32, generation }, operation, end)
+}
+
+/// How far a session's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Bytes move.
+    Relaying,
+    /// This end is gone without FIN; what it had sent is still being delivered.
+    Failing { end: End, deadline_ms: u64, check_ms: u64, backoff_ms: u64 },
+    /// We sent FIN to both and throw away what still arrives; RST at the deadline.
+    Lingering { deadline_ms: u64 },
+    /// Every operation was cancelled; the sockets close when the last one completes.
+    Closing,
+}
+
+/// Received bytes that are not delivered yet.
+pub(super) struct Chunk {
+    pub buffer: Buffer,
+    pub from: u32,
+    pub len: u32,
+}
+
+/// See the head of this file.
+pub(super) struct Pair<I: Io, R> {
+    /// Indexed by [`End`]; taken when closed.
+    pub sockets: [Option<I::Socket>; 2],
+    /// Indexed by the end that the bytes come from.
+    pub directions: [Direction; 2],
+    pub queues: [VecDeque<Chunk>; 2],
+    pub delivered_bytes: [u64; 2],
+    /// Put off to a later pass because the pass's budget was spent.
+    pub put_off: [bool; 2],
+    /// Watches in flight, by end.
+    pub watching: [bool; 2],
+    /// Unacknowledged bytes seen when the idle timer last fired, by the end that they go to.
+    pub unacknowledged: [u32; 2],
+    pub phase: Phase,
+    /// The end whose FIN came first.
+    pub first_fin: Option<End>,
+    pub reason: Option<CloseReason>,
+    pub failed: [bool; 2],
+    pub timer: Option<TimerId>,
+    pub started_ms: u64,
+    pub last_activity_ms: u64,
+    pub first_byte_us: Option<u64>,
+    pub record: R,
+}
+
+impl<I: Io, R> Pair<I, R> {
+    pub(super) fn socket(&self, end: End) -> &I::Socket {
+        self.sockets[end as usize].as_ref().expect("closed only when the pair is removed")
+    }
+
+    pub(super) fn direction(&mut self, from: End) -> &mut Direction {
+        &mut self.directions[from as usize]
+    }
+
+    /// Operations in flight.
+    pub(super) fn operations(&self) -> usize {
+        End::BOTH
+            .iter()
+            .map(|&end| {
+                let direction = &self.directions[end as usize];
+                usize::from(direction.is_receiving())
+                    + usize::from(direction.is_blocked())
+                    + usize::from(self.watching[end as usize])
+            })
+            .sum()
+    }
+
+    /// Exactly one end sent FIN, and it was passed on.
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.directions[0].is_finished() != self.directions[1].is_finished()
+    }
+
+    /// Whether bytes were received that the other end has not taken.
+    pub(super) fn has_undelivered(&self) -> bool {
+        self.directions.iter().any(|direction| direction.queued_bytes() > 0)
+    }
+
+    /// The first reason given is the one that is reported.
+    pub(super) fn blame(&mut self, side: Side, cause: Cause) {
+        self.reason.get_or_insert(CloseReason::new(side, Stage::Relay, cause));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_carry_slot_generation_operation_and_end() {
+        for operation in [Operation::Receive, Operation::Send, Operation::Watch] {
+            for end in End::BOTH {
+                let id = PairId { slot: 0xFFFF_FFFE, generation: GENERATION_MASK };
+                let token = token(id, operation, end);
+                assert!(token < crate::ring::TOKEN_RESERVED);
+                assert_eq!(parse_token(token), (id, operation, end));
+            }
+        }
+    }
+}

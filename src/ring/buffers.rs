@@ -1,0 +1,270 @@
+//! The per-core slab and its two buffer rings.
+//!
+//! One mapping is cut into equal buffers. The first three quarters belong to the *fast* group, the
+//! rest to the *slow* group, from which a direction takes while its peer does not keep up, so that
+//! slow readers never starve the others. A buffer is always in exactly one of three places:
+//!
+//! ```text
+//!   FREE (LIFO stack) ──offer──> IN_RING (kernel may write) ──completion──> HELD (ours) ──┐
+//!     ▲                              ▲                                                    │
+//!     └──── window is full ──────────┴──────────── release ───────────────────────────────┘
+//! ```
+//!
+//! A buffer ring is FIFO, so that small messages cycle through all of it; only a window of each
+//! group is therefore offered to the kernel, doubled when the kernel runs out and halved when it
+//! stays quiet. Not here: which direction holds what.
+
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
+
+use super::RingError;
+use crate::sys::pages::Pages;
+
+/// Which share of the slab a receive takes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Group {
+    /// Directions whose peer keeps up.
+    Fast = 0,
+    /// Directions with a send that had to wait.
+    Slow = 1,
+}
+
+impl Group {
+    /// Both groups.
+    pub const ALL: [Group; 2] = [Group::Fast, Group::Slow];
+}
+
+/// A buffer that holds received bytes: its owner must hand it back with [`BufferPool::release`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Buffer(u16);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    InRing,
+    Held,
+}
+
+/// Buffers that a group offers to the kernel at first.
+const WINDOW_FIRST: [u16; 2] = [64, 16];
+/// A window is halved after this many releases during which the kernel never used half of it.
+const SHRINK_AFTER_RELEASES: u32 = 65_536;
+/// What debug builds write into released buffers.
+const POISON: u8 = 0xDB;
+
+struct Share {
+    first: u16,
+    capacity: u16,
+    free: Vec<u16>,
+    window: u16,
+    in_ring: u16,
+    /// Fewest buffers left in the ring since the last look.
+    in_ring_low: u16,
+    releases: u32,
+    entries: Pages,
+    mask: u16,
+    tail: u16,
+}
+
+/// The slab, its buffer rings, and who holds what.
+pub struct BufferPool {
+    slab: Pages,
+    size_bytes: u32,
+    places: Vec<Place>,
+    shares: [Share; 2],
+    exhausted_total: u64,
+}
+
+impl BufferPool {
+    /// Maps the slab; nothing of it is resident yet.
+    pub fn new(size_bytes: u32, count: u32) -> io::Result<Self> {
+        assert!((2..=32_768).contains(&count) && size_bytes >= 64, "checked by the configuration");
+        let slab = Pages::map(size_bytes as usize * count as usize)?;
+        slab.advise_huge();
+        let slow = (count / 4).max(1) as u16;
+        let fast = count as u16 - slow;
+        Ok(Self {
+            slab,
+            size_bytes,
+            places: vec![Place::Free; count as usize],
+            shares: [
+                Share::new(0, fast, WINDOW_FIRST[0])?,
+                Share::new(fast, slow, WINDOW_FIRST[1])?,
+            ],
+            exhausted_total: 0,
+        })
+    }
+
+    /// Registers both buffer rings and offers the first windows.
+    pub(super) fn register(&mut self, submitter: &Submitter<'_>) -> Result<(), RingError> {
+        for group in Group::ALL {
+            let share = &self.shares[group as usize];
+            let address = share.entries.base().as_ptr() as u64;
+            // SAFETY: the entries are a page-aligned mapping of mask + 1 entries that this pool
+            // owns, and the pool is dropped after the ring (see `RelayRing`'s field order).
+            unsafe {
+                submitter.register_buf_ring_with_flags(address, share.mask + 1, group as u16, 0)
+            }
+            .map_err(RingError::BufferRing)?;
+            self.fill(group);
+        }
+        Ok(())
+    }
+
+    /// Size of one buffer, in bytes.
+    pub fn size_bytes(&self) -> u32 {
+        self.size_bytes
+    }
+
+    /// Buffers in the slab.
+    pub fn total(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Buffers offered to the kernel.
+    pub fn in_ring(&self) -> usize {
+        self.shares.iter().map(|share| usize::from(share.in_ring)).sum()
+    }
+
+    /// Buffers that hold bytes.
+    pub fn held(&self) -> usize {
+        let free: usize = self.shares.iter().map(|share| share.free.len()).sum();
+        self.places.len() - free - self.in_ring()
+    }
+
+    /// Receives that found their group empty.
+    pub fn exhausted_total(&self) -> u64 {
+        self.exhausted_total
+    }
+
+    /// The kernel filled this buffer: it is ours now.
+    pub(super) fn take(&mut self, id: u16) -> Buffer {
+        let place = &mut self.places[usize::from(id)];
+        assert_eq!(*place, Place::InRing, "the kernel filled buffer {id} that it was not offered");
+        *place = Place::Held;
+        let share = &mut self.shares[self.group_of(id) as usize];
+        share.in_ring -= 1;
+        share.in_ring_low = share.in_ring_low.min(share.in_ring);
+        Buffer(id)
+    }
+
+    /// The first `len` bytes of a held buffer.
+    pub fn bytes(&self, buffer: &Buffer, len: u32) -> &[u8] {
+        assert!(len <= self.size_bytes && self.places[usize::from(buffer.0)] == Place::Held);
+        // SAFETY: a held buffer lies inside the slab, is initialised (mapped zeroed), and the kernel
+        // does not write to it: it is neither in a buffer ring nor the target of any operation.
+        unsafe { std::slice::from_raw_parts(self.address(buffer.0), len as usize) }
+    }
+
+    /// Gives a buffer back. Returns its group when a direction that waits there may try again.
+    pub fn release(&mut self, buffer: Buffer) -> Group {
+        let id = buffer.0;
+        assert_eq!(self.places[usize::from(id)], Place::Held, "buffer {id} released twice");
+        if cfg!(debug_assertions) {
+            // SAFETY: the buffer is held, so that nobody else reads or writes these bytes.
+            unsafe { self.address(id).write_bytes(POISON, self.size_bytes as usize) };
+        }
+        let group = self.group_of(id);
+        self.places[usize::from(id)] = Place::Free;
+        let share = &mut self.shares[group as usize];
+        share.free.push(id);
+        share.note_release();
+        if share.in_ring < share.window {
+            self.offer(group);
+        }
+        group
+    }
+
+    /// A receive found its group empty: widens the window. True if the kernel has buffers again.
+    pub fn widen(&mut self, group: Group) -> bool {
+        self.exhausted_total += 1;
+        let share = &mut self.shares[group as usize];
+        share.window = share.window.saturating_mul(2).min(share.capacity);
+        share.releases = 0;
+        self.fill(group);
+        self.shares[group as usize].in_ring > 0
+    }
+
+    fn fill(&mut self, group: Group) {
+        while self.shares[group as usize].in_ring < self.shares[group as usize].window {
+            if !self.offer(group) {
+                break;
+            }
+        }
+    }
+
+    /// Moves the most recently used free buffer into the group's ring.
+    fn offer(&mut self, group: Group) -> bool {
+        let Some(id) = self.shares[group as usize].free.pop() else { return false };
+        let address = self.address(id) as u64;
+        self.places[usize::from(id)] = Place::InRing;
+        let size_bytes = self.size_bytes;
+        self.shares[group as usize].push(id, address, size_bytes);
+        true
+    }
+
+    fn group_of(&self, id: u16) -> Group {
+        if id < self.shares[Group::Slow as usize].first { Group::Fast } else { Group::Slow }
+    }
+
+    fn address(&self, id: u16) -> *mut u8 {
+        let offset = usize::from(id) * self.size_bytes as usize;
+        assert!(offset + self.size_bytes as usize <= self.slab.len());
+        // SAFETY: the offset was checked to lie inside the mapping.
+        unsafe { self.slab.base().as_ptr().add(offset) }
+    }
+}
+
+impl Share {
+    fn new(first: u16, capacity: u16, window: u16) -> io::Result<Self> {
+        let entries = capacity.next_power_of_two();
+        Ok(Self {
+            first,
+            capacity,
+            // Popped from the end: the lowest buffers are touched first.
+            free: (first..first + capacity).rev().collect(),
+            window: window.min(capacity),
+            in_ring: 0,
+            in_ring_low: 0,
+            releases: 0,
+            entries: Pages::map(usize::from(entries) * size_of::<BufRingEntry>())?,
+            mask: entries - 1,
+            tail: 0,
+        })
+    }
+
+    fn push(&mut self, id: u16, address: u64, size_bytes: u32) {
+        let base = self.entries.base().as_ptr().cast::<BufRingEntry>();
+        // SAFETY: the index is masked to the ring's entries, all inside the mapping.
+        let slot = unsafe { base.add(usize::from(self.tail & self.mask)) };
+        // SAFETY: the kernel reads only entries before the published tail; this one is after it.
+        let entry = unsafe { &mut *slot };
+        entry.set_addr(address);
+        entry.set_len(size_bytes);
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+        self.in_ring += 1;
+        // SAFETY: `base` is the first entry of a registered ring, whose `resv` field is the tail.
+        let tail = unsafe { BufRingEntry::tail(base) };
+        // SAFETY: the tail is an aligned u16 that only this thread writes.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // Release: the kernel must see the entry before the tail that covers it.
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    fn note_release(&mut self) {
+        self.releases += 1;
+        if self.releases < SHRINK_AFTER_RELEASES {
+            return;
+        }
+        if self.in_ring_low > self.window / 2 {
+            self.window = (self.window / 2).max(WINDOW_FIRST[1].min(self.capacity));
+        }
+        self.releases = 0;
+        self.in_ring_low = self.in_ring;
+    }
+}

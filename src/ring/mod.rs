@@ -1,0 +1,301 @@
+//! The relay ring: one io_uring per core that carries every byte after the handshake, and in which
+//! the core's thread sleeps.
+//!
+//! It offers the few operations that a relay needs, hands out completions, and owns the buffers.
+//! Not here: what a completion means. See io_uring(7), io_uring_setup(2), io_uring_enter(2).
+
+pub mod buffers;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+pub use buffers::{Buffer, BufferPool, Group};
+
+/// Submission entries. A pass that needs more submits in between.
+const SQ_ENTRIES: u32 = 512;
+/// Largest completion queue that the kernel accepts (IORING_MAX_CQ_ENTRIES).
+const CQ_ENTRIES_MAX: u32 = 65_536;
+/// Completions handed out per pass; the rest waits in the queue for the next one.
+const REAP_MAX: usize = 1_024;
+
+/// What an operation is found again by; the highest values are this module's.
+pub type Token = u64;
+/// A cancel request's own completion, which nobody waits for.
+const TOKEN_CANCEL: Token = Token::MAX;
+/// Tokens from here on are reserved: callers use smaller ones.
+pub const TOKEN_RESERVED: Token = Token::MAX - 15;
+
+/// Why a ring could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// io_uring_setup(2) failed.
+    #[error("io_uring_setup: {0}")]
+    Setup(#[source] io::Error),
+    /// The slab or a buffer ring could not be mapped.
+    #[error("mapping the buffer slab: {0}")]
+    Slab(#[source] io::Error),
+    /// IORING_REGISTER_PBUF_RING failed.
+    #[error("registering the buffer ring: {0}")]
+    BufferRing(#[source] io::Error),
+}
+
+/// How a ring is made.
+#[derive(Clone, Copy, Debug)]
+pub struct RingOptions {
+    /// Size of one buffer, in bytes.
+    pub buffer_bytes: u32,
+    /// Buffers in the slab.
+    pub buffers: u32,
+    /// Completion queue entries; rounded up to a power of two, at most 65,536.
+    pub cq_entries: u32,
+}
+
+/// One finished operation, or one shot of a multishot one.
+#[derive(Debug)]
+pub struct Completion {
+    /// What the operation was submitted with.
+    pub token: Token,
+    /// Bytes, poll events, or a negated errno.
+    pub result: i32,
+    /// The buffer that a receive filled; its taker must release it.
+    pub buffer: Option<Buffer>,
+    /// More completions of this operation will come.
+    pub more: bool,
+}
+
+/// How a receive goes on after its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shots {
+    /// One completion.
+    Single,
+    /// A completion whenever bytes arrive, until one without [`Completion::more`].
+    Multi,
+}
+
+/// How long [`RelayRing::enter`] may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// Until a completion, or for so long.
+    For(Duration),
+    /// Until a completion.
+    Forever,
+}
+
+/// Counters of one ring.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingStats {
+    /// `io_uring_enter` calls.
+    pub enters_total: u64,
+    /// Entries pushed.
+    pub submitted_total: u64,
+    /// Completions reaped.
+    pub completed_total: u64,
+    /// Operations in flight, cancel requests aside.
+    pub in_flight: u64,
+    /// Sends that completed without the ring.
+    pub inline_sends_total: u64,
+}
+
+/// The relay ring of one core. Used by the thread that made it and no other (SINGLE_ISSUER).
+pub struct RelayRing {
+    // Field order is drop order: the ring goes before the memory that is registered with it.
+    ring: IoUring,
+    buffers: BufferPool,
+    stats: RingStats,
+}
+
+impl RelayRing {
+    /// Sets the ring up on the calling thread, which must be the only one to use it.
+    pub fn new(options: RingOptions) -> Result<Self, RingError> {
+        let mut buffers =
+            BufferPool::new(options.buffer_bytes, options.buffers).map_err(RingError::Slab)?;
+        let cq_entries = options.cq_entries.next_power_of_two().min(CQ_ENTRIES_MAX);
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(cq_entries)
+            .build(SQ_ENTRIES.min(cq_entries))
+            .map_err(RingError::Setup)?;
+        buffers.register(&ring.submitter())?;
+        Ok(Self { ring, buffers, stats: RingStats::default() })
+    }
+
+    /// The slab.
+    pub fn buffers(&mut self) -> &mut BufferPool {
+        &mut self.buffers
+    }
+
+    /// Size of one buffer, in bytes.
+    pub fn buffer_size_bytes(&self) -> u32 {
+        self.buffers.size_bytes()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> RingStats {
+        self.stats
+    }
+
+    /// Completions that did not fit the queue; the kernel keeps them, at a price.
+    pub fn cq_overflow_total(&mut self) -> u64 {
+        u64::from(self.ring.completion().overflow())
+    }
+
+    /// Receives into a buffer of `group`'s ring.
+    pub fn recv(&mut self, socket: BorrowedFd<'_>, group: Group, shots: Shots, token: Token) {
+        let fd = Fd(socket.as_raw_fd());
+        let entry = match shots {
+            Shots::Multi => opcode::RecvMulti::new(fd, group as u16).build(),
+            Shots::Single => {
+                // A length of 0 with BUFFER_SELECT means the whole buffer.
+                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                    .buf_group(group as u16)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
+        };
+        self.push(entry, token);
+    }
+
+    /// Sends `from..len` of a held buffer, waiting for the peer as long as it takes.
+    ///
+    /// The caller keeps the buffer until the completion: it is borrowed by number, and releasing it
+    /// earlier is caught only by the poison of debug builds.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, buffer: &Buffer, from: u32, len: u32, token: Token) {
+        let bytes = &self.buffers.bytes(buffer, len)[from as usize..];
+        let entry =
+            opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+                .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+                .build();
+        self.push(entry, token);
+    }
+
+    /// Sends what the socket takes at once from up to [`GATHER_MAX`] pieces (sendmsg(2)).
+    ///
+    /// Errors: `WouldBlock` when it takes nothing; else the socket's.
+    pub fn send_now(&mut self, socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; GATHER_MAX];
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            let bytes = &self.buffers.bytes(piece.buffer, piece.len)[piece.from as usize..];
+            *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        }
+        let count = pieces.len().min(GATHER_MAX);
+        let sent = if count == 1 {
+            // SAFETY: the vector names bytes of a held buffer, which stay put during the call.
+            unsafe {
+                libc::send(socket.as_raw_fd(), vectors[0].iov_base, vectors[0].iov_len, flags)
+            }
+        } else {
+            // SAFETY: msghdr is plain old data for which all zeroes is "no name, no control".
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_iov = vectors.as_mut_ptr();
+            message.msg_iovlen = count;
+            // SAFETY: the first `count` vectors name bytes of held buffers, which stay put.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) }
+        };
+        self.stats.inline_sends_total += 1;
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// One-shot poll for `events` (poll(2)); errors and hang-ups are always reported.
+    pub fn poll(&mut self, fd: RawFd, events: u32, token: Token) {
+        self.push(opcode::PollAdd::new(Fd(fd), events).build(), token);
+    }
+
+    /// Cancels the operation that was submitted with `target`; it still completes, if only with
+    /// ECANCELED.
+    pub fn cancel(&mut self, target: Token) {
+        self.push(opcode::AsyncCancel::new(target).build(), TOKEN_CANCEL);
+    }
+
+    /// Submits what was pushed, and waits.
+    pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.stats.enters_total += 1;
+        let submitter = self.ring.submitter();
+        let result = match wait {
+            // An explicit zero timeout makes the call carry GETEVENTS, without which a
+            // DEFER_TASKRUN ring does not run its deferred completions.
+            Wait::No => enter_for(&submitter, Duration::ZERO),
+            Wait::For(duration) => enter_for(&submitter, duration),
+            Wait::Forever => submitter.submit_and_wait(1),
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) => match e.raw_os_error() {
+                // ETIME: the timeout passed. EINTR: a signal, or a tracer. EBUSY: completions
+                // overflowed and must be reaped before more can be submitted. EAGAIN: no memory
+                // for a request just now. In each case the caller reaps and comes again.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Moves finished operations into `into`, oldest first.
+    pub fn reap(&mut self, into: &mut Vec<Completion>) {
+        let buffers = &mut self.buffers;
+        let mut reaped = 0;
+        let mut finished = 0;
+        for entry in self.ring.completion().take(REAP_MAX) {
+            reaped += 1;
+            let token = entry.user_data();
+            if token == TOKEN_CANCEL {
+                continue;
+            }
+            let more = cqueue::more(entry.flags());
+            finished += u64::from(!more);
+            into.push(Completion {
+                token,
+                result: entry.result(),
+                buffer: cqueue::buffer_select(entry.flags()).map(|id| buffers.take(id)),
+                more,
+            });
+        }
+        self.stats.completed_total += reaped;
+        self.stats.in_flight -= finished;
+    }
+
+    fn push(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token);
+        self.stats.submitted_total += 1;
+        self.stats.in_flight += u64::from(token != TOKEN_CANCEL);
+        loop {
+            // SAFETY: everything that the entry points to is a held buffer of this ring's own pool
+            // (or nothing), and outlives the operation: see `send` and `BufferPool`.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // Full: hand over what is there. EBUSY cannot last, the kernel keeps what overflows.
+            self.stats.enters_total += 1;
+            let _ = self.ring.submit();
+        }
+    }
+}
+
+/// Most pieces that one [`RelayRing::send_now`] takes.
+pub const GATHER_MAX: usize = 16;
+
+/// A part of a held buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    /// The buffer.
+    pub buffer: &'a Buffer,
+    /// First byte to send.
+    pub from: u32,
+    /// End of the bytes to send.
+    pub len: u32,
+}
+
+fn enter_for(submitter: &io_uring::Submitter<'_>, duration: Duration) -> io::Result<usize> {
+    let timespec = Timespec::from(duration);
+    submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+}

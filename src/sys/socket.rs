@@ -1,0 +1,274 @@
+//! Stream sockets: making, accepting, connecting and ending them, non-blocking and close-on-exec
+//! throughout.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use super::check;
+use crate::units::Address;
+
+/// Options for one side of a session. Set on a listener, Linux hands all of them to the sockets
+/// that it accepts, which saves five system calls per connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// `TCP_NODELAY`.
+    pub nodelay: bool,
+    /// `SO_KEEPALIVE`, with idle time, interval and count.
+    pub keepalive: Option<(Duration, Duration, u32)>,
+    /// `TCP_USER_TIMEOUT`.
+    pub user_timeout: Option<Duration>,
+}
+
+impl Options {
+    fn apply(&self, socket: &Socket) -> io::Result<()> {
+        if self.nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some((idle, interval, count)) = self.keepalive {
+            let keepalive =
+                TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's form of an address.
+///
+/// Errors: a unix path longer than `sun_path` (107 bytes).
+pub fn sockaddr(address: &Address) -> io::Result<SockAddr> {
+    match address {
+        Address::Tcp(address) => Ok((*address).into()),
+        Address::Unix(path) => SockAddr::unix(path),
+    }
+}
+
+fn stream_socket(address: &Address) -> io::Result<Socket> {
+    let flags = Type::STREAM.nonblocking().cloexec();
+    match address {
+        Address::Tcp(ip) => Socket::new(Domain::for_address(*ip), flags, Some(Protocol::TCP)),
+        Address::Unix(_) => Socket::new(Domain::UNIX, flags, None),
+    }
+}
+
+/// A bound socket that does not listen yet.
+///
+/// `reuse_port` joins the address's SO_REUSEPORT group; without it the bind fails if anyone, a
+/// group included, holds the address. IPv6 sockets are IPV6_V6ONLY.
+pub fn bind(address: &Address, reuse_port: bool, options: &Options) -> io::Result<OwnedFd> {
+    let socket = stream_socket(address)?;
+    if let Address::Tcp(ip) = address {
+        if ip.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Connections of a former instance in TIME_WAIT must not block a restart. A listening
+        // socket still conflicts, which is what the caller wants to hear about.
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(reuse_port)?;
+        options.apply(&socket)?;
+    }
+    socket.bind(&sockaddr(address)?)?;
+    Ok(socket.into())
+}
+
+/// Starts listening.
+pub fn listen(socket: &impl AsFd, backlog: u32) -> io::Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    SockRef::from(socket).listen(backlog)
+}
+
+/// The address that a socket is bound to; `None` for a unix socket.
+pub fn local_address(socket: &impl AsFd) -> io::Result<Option<SocketAddr>> {
+    Ok(SockRef::from(socket).local_addr()?.as_socket())
+}
+
+/// Takes one connection out of the accept queue.
+///
+/// Errors: those of accept(2); `WouldBlock` when the queue is empty.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
+    let mut accepted = None;
+    // SAFETY: the closure only fills the storage that `try_init` hands it, through accept4, which
+    // never writes more than `len` says.
+    let (_, address) = unsafe {
+        SockAddr::try_init(|storage, len| {
+            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            accepted =
+                Some(check(libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags))?);
+            Ok(())
+        })
+    }?;
+    let raw: RawFd = accepted.expect("set whenever try_init returned Ok");
+    // SAFETY: accept4 has just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    Ok((socket, address.as_socket()))
+}
+
+/// How a connection attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    /// Established.
+    Done,
+    /// The handshake is under way; wait until the socket is writable.
+    Pending,
+}
+
+/// Begins a connection and, where the handshake is over at once (loopback, unix), ends it.
+///
+/// Errors: those of socket(2) and connect(2). A unix socket with a full backlog says `WouldBlock`.
+pub fn connect(address: &Address, options: &Options) -> io::Result<(OwnedFd, Connecting)> {
+    let socket = stream_socket(address)?;
+    if matches!(address, Address::Tcp(_)) {
+        options.apply(&socket)?;
+    }
+    let target = sockaddr(address)?;
+    match socket.connect(&target) {
+        Ok(()) => return Ok((socket.into(), Connecting::Done)),
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(e) => return Err(e),
+    }
+    // The SYN-ACK of a local server was handled when the first call let go of the socket, so a
+    // second call finds the connection established (or refused) and saves a round through a ring.
+    match socket.connect(&target) {
+        Ok(()) => Ok((socket.into(), Connecting::Done)),
+        Err(e) if e.raw_os_error() == Some(libc::EISCONN) => Ok((socket.into(), Connecting::Done)),
+        Err(e) if e.raw_os_error() == Some(libc::EALREADY) => {
+            Ok((socket.into(), Connecting::Pending))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Reads and clears `SO_ERROR`.
+pub fn take_error(socket: &impl AsFd) -> io::Result<()> {
+    match SockRef::from(socket).take_error()? {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// What can be told of a peer without reading its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Connected, nothing to read.
+    Silent,
+    /// Bytes are waiting.
+    Sent,
+    /// It closed (FIN) and sent nothing that is not read yet.
+    Closed,
+    /// It reset the connection.
+    Reset,
+}
+
+/// Looks at a socket without consuming anything but its pending error.
+pub fn peek(socket: BorrowedFd<'_>) -> Peer {
+    let mut byte = 0u8;
+    // SAFETY: `byte` is one writable byte, as the length says.
+    let result = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            (&raw mut byte).cast(),
+            1,
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
+        )
+    };
+    match result {
+        0 => Peer::Closed,
+        1.. => {
+            if has_failed(socket) { Peer::Reset } else { Peer::Sent }
+        }
+        _ => match io::Error::last_os_error().kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Peer::Silent,
+            _ => Peer::Reset,
+        },
+    }
+}
+
+/// Whether the socket reports POLLERR: a reset that waits behind unread bytes.
+fn has_failed(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one valid pollfd, as the count says; a timeout of 0 never blocks.
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+    ready == 1 && poll.revents & libc::POLLERR != 0
+}
+
+/// Sends FIN after what is queued (`shutdown(2)`, SHUT_WR).
+pub fn shutdown_write(socket: BorrowedFd<'_>) {
+    // A peer that reset the connection makes this fail with ENOTCONN; the receive side reports it.
+    let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Write);
+}
+
+/// Ends the receiving half without telling the peer: a poll on the socket completes.
+pub fn shutdown_read(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Read);
+}
+
+/// Ends both directions at once: a poll on the socket completes.
+pub fn shutdown(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
+}
+
+/// Makes the coming `close(2)` send RST and drop what is queued (`SO_LINGER` with 0 seconds).
+pub fn linger_zero(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Bytes that were sent and that the peer has not acknowledged yet (`SIOCOUTQ`, tcp(7)).
+pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> u32 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which `bytes` is.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if result == -1 { 0 } else { u32::try_from(bytes).unwrap_or(0) }
+}
+
+/// Drops arriving SYNs on a listening socket, and nothing else.
+///
+/// Closing a listener resets every client in its queue and in handshake, and in an SO_REUSEPORT
+/// group new ones keep coming. With this filter clients retransmit their SYN a second later
+/// instead, to whoever listens then. Accepted sockets inherit it: see [`detach_filter`].
+pub fn drop_new_syns(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const TCP_FLAGS_OFFSET: u32 = 13;
+    const SYN_AND_ACK: u32 = 0x12;
+    const SYN_ONLY: u32 = 0x02;
+    // Classic BPF over the TCP header: load the flags, keep SYN and ACK, drop if only SYN is set.
+    let mut program = [
+        bpf(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, TCP_FLAGS_OFFSET),
+        bpf(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN_AND_ACK),
+        bpf(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN_ONLY),
+        bpf(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        bpf(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    set_option(listener, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Takes the inherited filter off a socket that was accepted while its listener had one.
+pub fn detach_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SO_DETACH_FILTER, &0i32)
+}
+
+fn bpf(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn set_option<T>(socket: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {
+    let len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is readable for `len` bytes, and both callers pass the type that the option asks for.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            std::ptr::from_ref(value).cast(),
+            len,
+        )
+    })?;
+    Ok(())
+}

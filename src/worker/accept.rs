@@ -1,0 +1,136 @@
+//! One listener on one core: accept in bounded batches, back off when descriptors run out, and stop
+//! without resetting anyone.
+//!
+//! monoio says when the listener is readable; `accept4(2)` takes the connections. (A dropped accept
+//! future would lose a client and leak its descriptor.)
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{Core, session};
+use crate::core::readiness::Readiness;
+use crate::core::{self, Either};
+use crate::sys::{clock, socket};
+use crate::units::ListenerId;
+
+/// Connections accepted before established sessions get a pass.
+const BATCH_MAX: usize = 16;
+/// How long accepting pauses when descriptors or memory ran out. Freed ones are noticed within it.
+const PAUSE: Duration = Duration::from_millis(50);
+/// A client whose handshake is under way when the listener stops has this long to finish it.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(250);
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Batch {
+    /// The queue is empty.
+    Empty,
+    /// There may be more.
+    Full,
+    /// No descriptor or memory for another one.
+    Exhausted,
+    /// The socket does not listen any more.
+    Closed,
+}
+
+/// Starts to listen and accept.
+pub(super) fn start(core: Rc<Core>, id: ListenerId, socket: OwnedFd) -> io::Result<()> {
+    let listener = &core.service.listeners[usize::from(id.0)];
+    socket::listen(&socket, listener.backlog)?;
+    let readiness = Readiness::new(socket)?;
+    core.ledger.accepting.set(core.ledger.accepting.get() + 1);
+    core::spawn(async move {
+        serve(&core, id, &readiness).await;
+        drop(readiness.into_fd());
+        core.ledger.listener_stopped();
+    });
+    Ok(())
+}
+
+async fn serve(core: &Rc<Core>, id: ListenerId, listener: &Readiness) {
+    loop {
+        let mut readable = pin!(listener.readable());
+        let draining = {
+            let mut draining = pin!(core.draining.wait());
+            core::first(readable.as_mut(), draining.as_mut()).await
+        };
+        if let Either::Second(()) = draining {
+            return stop(core, id, listener, readable).await;
+        }
+        match accept_batch(core, id, listener, false) {
+            Batch::Empty | Batch::Full => {}
+            Batch::Exhausted => pause(core).await,
+            Batch::Closed => return,
+        }
+    }
+}
+
+async fn pause(core: &Core) {
+    let mut nap = pin!(core::sleep(PAUSE));
+    let mut draining = pin!(core.draining.wait());
+    core::first(nap.as_mut(), draining.as_mut()).await;
+}
+
+/// Takes whom the queue holds and who is about to enter it, then closes the door.
+async fn stop(core: &Rc<Core>, id: ListenerId, listener: &Readiness, waiting: Pin<&mut impl Future<Output = ()>>) {
+    if !core.service.listeners[usize::from(id.0)].is_unix
+        && let Err(error) = socket::drop_new_syns(listener.as_fd())
+    {
+        tracing::warn!(core = core.id.0, %error, "clients that connect while the listener closes may be reset");
+    }
+    take_all(core, id, listener).await;
+    core::sleep(HANDSHAKE_GRACE).await;
+    take_all(core, id, listener).await;
+    // The pending wait must complete before the socket may close; see `core::readiness`.
+    socket::shutdown(listener.as_fd());
+    waiting.await;
+}
+
+/// Accepts until the queue is empty. New SYNs are dropped meanwhile, so that it becomes empty.
+async fn take_all(core: &Rc<Core>, id: ListenerId, listener: &Readiness) {
+    loop {
+        match accept_batch(core, id, listener, true) {
+            Batch::Empty | Batch::Closed => return,
+            Batch::Full => {}
+            Batch::Exhausted if core.aborting.is_set() => return,
+            Batch::Exhausted => core::sleep(PAUSE).await,
+        }
+    }
+}
+
+fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered: bool) -> Batch {
+    let ledger = &core.ledger;
+    for _ in 0..BATCH_MAX {
+        if !ledger.budget.has_room() {
+            ledger.metrics.borrow_mut().listener(id).accept_paused_total += 1;
+            ledger.exhausted(id, io::Error::from_raw_os_error(libc::EMFILE));
+            return Batch::Exhausted;
+        }
+        match socket::accept(listener.as_fd()) {
+            Ok((client, peer)) => {
+                if filtered {
+                    // Fails only if there is none to detach: a unix socket.
+                    let _ = socket::detach_filter(client.as_fd());
+                }
+                ledger.metrics.borrow_mut().listener(id).accepted_total += 1;
+                core::spawn(session::run(Rc::clone(core), id, client, peer, clock::now_us()));
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => return Batch::Empty,
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+                    ledger.metrics.borrow_mut().listener(id).accept_exhausted_total += 1;
+                    ledger.exhausted(id, error);
+                    return Batch::Exhausted;
+                }
+                // The listener was shut down; a unix listener is shared by all cores.
+                Some(libc::EINVAL | libc::EBADF) => return Batch::Closed,
+                // accept(2): the connection was gone already, or its network failed. Next.
+                _ => ledger.metrics.borrow_mut().listener(id).accept_aborted_total += 1,
+            },
+        }
+    }
+    Batch::Full
+}

@@ -1,0 +1,412 @@
+//! A core's thread: pin, slab, rings, listeners, loop. The composition root of the data plane.
+//!
+//! ```text
+//!   accept ──> session ──> mode ──> dial ──> relay ──> CloseReason ──> metrics, access log
+//! ```
+//!
+//! Control hands a [`CoreSpec`] over, talks to the core through its mailbox ([`Message`]) and hears
+//! from it through one channel ([`Event`]). Nothing else is shared, but for the cells in which each
+//! core publishes how many sessions it holds ([`budget::FdBudget`]).
+
+mod accept;
+pub mod budget;
+mod session;
+
+use std::cell::{Cell, RefCell};
+use std::future::pending;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::balance::RoundRobin;
+use crate::core::mailbox::Receiver;
+use crate::core::pump::{Pump, PumpStats};
+use crate::core::{self, Signal};
+use crate::log::{Producer, RateLimit};
+use crate::metrics::CoreMetrics;
+use crate::outcome::Cause;
+use crate::relay::{Relay, RelayOptions};
+use crate::ring::{RelayRing, RingError, RingOptions};
+use crate::sys::socket::Options;
+use crate::sys::{affinity, clock, fd};
+use crate::units::{Address, CoreId, ListenerId, ServerId, UpstreamId};
+use budget::FdBudget;
+use session::SessionWatcher;
+
+/// Entries of monoio's ring: accept readiness, dials in progress, the mailbox. A pass that needs
+/// more submits in between.
+const MONOIO_ENTRIES: u32 = 256;
+/// Stack of a core thread. The loop does not recurse.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// What all cores serve; never changes while they run.
+#[derive(Debug)]
+pub struct Service {
+    /// Indexed by [`ListenerId`].
+    pub listeners: Vec<ServiceListener>,
+    /// The servers of each upstream, indexed by [`UpstreamId`].
+    pub upstreams: Vec<Vec<ServerId>>,
+    /// Indexed by [`ServerId`].
+    pub servers: Vec<Address>,
+    /// Options of upstream sockets; listeners carry theirs already.
+    pub socket_options: Options,
+    /// Deadlines of relayed sessions.
+    pub relay: RelayOptions,
+    /// For one connection attempt.
+    pub connect_timeout: Duration,
+}
+
+/// A listener as the cores see it.
+#[derive(Debug)]
+pub struct ServiceListener {
+    /// Where its sessions go.
+    pub upstream: UpstreamId,
+    /// Length of the accept queue.
+    pub backlog: u32,
+    /// Dial only after the client's first byte.
+    pub defer_connect: Option<Duration>,
+    /// A unix socket: it knows no SYN and no SO_REUSEPORT.
+    pub is_unix: bool,
+}
+
+/// Everything that a core thread starts with.
+pub struct CoreSpec {
+    /// Its index.
+    pub id: CoreId,
+    /// The CPU it is pinned to.
+    pub cpu: usize,
+    /// What it serves.
+    pub service: Arc<Service>,
+    /// Bound sockets, not listening yet, one per listener.
+    pub sockets: Vec<(ListenerId, OwnedFd)>,
+    /// The relay ring and its slab.
+    pub ring: RingOptions,
+    /// How many sessions the process can hold.
+    pub budget: Arc<FdBudget>,
+    /// Messages from control.
+    pub mailbox: Receiver<Message>,
+    /// Events to control.
+    pub events: Events,
+    /// Where finished sessions are logged; `None` logs none.
+    pub access_log: Option<Producer>,
+}
+
+/// From control to a core.
+pub enum Message {
+    /// Begin to accept.
+    Listen,
+    /// Send a copy of the numbers.
+    Snapshot(mpsc::SyncSender<Box<CoreMetrics>>),
+    /// Store this number where the watchdog looks.
+    Echo(u64, Arc<std::sync::atomic::AtomicU64>),
+    /// Stop accepting without resetting anyone; sessions go on.
+    Drain,
+    /// Reset every session.
+    Abort,
+}
+
+/// From a core to control.
+#[derive(Debug)]
+pub enum Event {
+    /// Rings and slab are set up.
+    Started(CoreId),
+    /// They could not be.
+    Failed(CoreId, StartError),
+    /// Every listener accepts.
+    Listening(CoreId),
+    /// Nothing is accepted any more and no session is left.
+    Drained(CoreId),
+    /// Accepting pauses for want of descriptors or memory; at most once a second per core.
+    Exhausted {
+        /// Which core.
+        core: CoreId,
+        /// Which listener noticed.
+        listener: ListenerId,
+        /// What the kernel said, or what would have been said next.
+        error: io::Error,
+        /// How often since the last report.
+        times: u64,
+    },
+}
+
+/// Where a core's events go.
+pub struct Events(Box<dyn Fn(Event) + Send>);
+
+impl Events {
+    /// Calls `deliver` on the core's thread: it must not block.
+    pub fn new(deliver: impl Fn(Event) + Send + 'static) -> Self {
+        Self(Box::new(deliver))
+    }
+
+    fn send(&self, event: Event) {
+        (self.0)(event);
+    }
+}
+
+/// Why a core could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The relay ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// monoio's runtime.
+    #[error("monoio's ring: {0}")]
+    Runtime(#[source] io::Error),
+    /// Its descriptor could not be told apart.
+    #[error("monoio's ring cannot be found in /proc/thread-self/fd ({0} candidates)")]
+    RingNotFound(usize),
+    /// An eventfd.
+    #[error("creating an eventfd: {0}")]
+    Event(#[source] io::Error),
+    /// listen(2).
+    #[error("listening: {0}")]
+    Listen(#[source] io::Error),
+}
+
+/// Starts a core's thread, named `core-N`.
+pub fn spawn(spec: CoreSpec) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new()
+        .name(format!("core-{}", spec.id))
+        .stack_size(STACK_BYTES)
+        .spawn(move || run(spec))
+}
+
+fn run(spec: CoreSpec) {
+    if let Err(error) = affinity::pin_to(spec.cpu) {
+        tracing::warn!(core = spec.id.0, cpu = spec.cpu, %error, "not pinned: the kernel may move this core's thread");
+    }
+    let id = spec.id;
+    let (mut runtime, monoio_ring) = match build_runtime() {
+        Ok(built) => built,
+        Err(error) => return spec.events.send(Event::Failed(id, error)),
+    };
+    let ring = match RelayRing::new(spec.ring) {
+        Ok(ring) => ring,
+        Err(error) => return spec.events.send(Event::Failed(id, error.into())),
+    };
+    runtime.block_on(async {
+        Core::start(spec, ring, monoio_ring);
+        pending::<()>().await;
+    });
+}
+
+type Runtime = monoio::Runtime<monoio::IoUringDriver>;
+
+/// Builds monoio's runtime and finds its ring.
+fn build_runtime() -> Result<(Runtime, i32), StartError> {
+    // Two cores that build at once would each see two new rings.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = fd::io_uring_fds().map_err(StartError::Runtime)?;
+    let mut ring = io_uring_06::IoUring::builder();
+    // COOP_TASKRUN spares the interrupts; DEFER_TASKRUN would not wake the relay ring that polls
+    // this one.
+    ring.setup_coop_taskrun().setup_single_issuer();
+    let runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(MONOIO_ENTRIES)
+        .uring_builder(ring)
+        .build()
+        .map_err(StartError::Runtime)?;
+    let mut new = fd::io_uring_fds().map_err(StartError::Runtime)?;
+    new.retain(|fd| !before.contains(fd));
+    match new[..] {
+        [ring] => Ok((runtime, ring)),
+        _ => Err(StartError::RingNotFound(new.len())),
+    }
+}
+
+type Engine = Relay<RelayRing, SessionWatcher>;
+
+/// One core's state, shared by its tasks.
+struct Core {
+    id: CoreId,
+    service: Arc<Service>,
+    engine: Rc<RefCell<Engine>>,
+    ledger: Rc<Ledger>,
+    /// One per upstream.
+    cursors: RefCell<Vec<RoundRobin>>,
+    /// Stop accepting.
+    draining: Signal,
+    /// Stop everything.
+    aborting: Signal,
+    pump_stats: Rc<Cell<PumpStats>>,
+}
+
+/// What a core counts; reached by its tasks and, inside the engine, by the watcher.
+struct Ledger {
+    core: CoreId,
+    metrics: RefCell<CoreMetrics>,
+    access_log: RefCell<Option<Producer>>,
+    budget: Arc<FdBudget>,
+    /// Sessions alive, dialling or relaying.
+    active: Cell<u32>,
+    next_sequence: Cell<u64>,
+    /// Listeners that still accept, or drain their queue.
+    accepting: Cell<usize>,
+    draining: Signal,
+    events: Events,
+    exhausted: RateLimit,
+}
+
+impl Ledger {
+    fn session_began(&self) {
+        self.active.set(self.active.get() + 1);
+        self.budget.publish(self.core, self.active.get());
+    }
+
+    fn session_ended(&self) {
+        self.active.set(self.active.get() - 1);
+        self.budget.publish(self.core, self.active.get());
+        self.report_if_drained();
+    }
+
+    fn exhausted(&self, listener: ListenerId, error: io::Error) {
+        if let Some(suppressed) = self.exhausted.allow() {
+            let core = self.core;
+            self.events.send(Event::Exhausted { core, listener, error, times: suppressed + 1 });
+        }
+    }
+
+    fn listener_stopped(&self) {
+        self.accepting.set(self.accepting.get() - 1);
+        self.report_if_drained();
+    }
+
+    fn report_if_drained(&self) {
+        if self.draining.is_set() && self.accepting.get() == 0 && self.active.get() == 0 {
+            self.events.send(Event::Drained(self.core));
+        }
+    }
+}
+
+impl Core {
+    fn start(spec: CoreSpec, ring: RelayRing, monoio_ring: i32) {
+        let service = spec.service;
+        let draining = Signal::default();
+        let metrics = CoreMetrics::new(
+            spec.id,
+            service.listeners.len(),
+            service.upstreams.len(),
+            service.servers.len(),
+        );
+        let ledger = Rc::new(Ledger {
+            core: spec.id,
+            metrics: RefCell::new(metrics),
+            access_log: RefCell::new(spec.access_log),
+            budget: spec.budget,
+            active: Cell::new(0),
+            next_sequence: Cell::new(0),
+            accepting: Cell::new(0),
+            draining: draining.clone(),
+            events: spec.events,
+            exhausted: RateLimit::per_second(),
+        });
+        let watcher = SessionWatcher::new(Rc::clone(&ledger));
+        let engine = Relay::new(ring, watcher, service.relay, clock::now_us());
+        let engine = Rc::new(RefCell::new(engine));
+        let pump = match Pump::new(Rc::clone(&engine), monoio_ring) {
+            Ok(pump) => pump,
+            Err(error) => {
+                return ledger.events.send(Event::Failed(spec.id, StartError::Event(error)));
+            }
+        };
+        let cursors = service
+            .upstreams
+            .iter()
+            .map(|servers| RoundRobin::new(servers.len(), usize::from(spec.id.0)))
+            .collect();
+        let core = Rc::new(Self {
+            id: spec.id,
+            service,
+            engine,
+            ledger,
+            cursors: RefCell::new(cursors),
+            draining,
+            aborting: Signal::default(),
+            pump_stats: pump.stats(),
+        });
+        pump.start();
+        core.serve_mailbox(spec.mailbox, spec.sockets);
+        core.ledger.events.send(Event::Started(core.id));
+    }
+
+    fn serve_mailbox(self: &Rc<Self>, mailbox: Receiver<Message>, sockets: Vec<(ListenerId, OwnedFd)>) {
+        let core = Rc::clone(self);
+        let mut sockets = Some(sockets);
+        core::spawn(async move {
+            let result = mailbox.run(|message| core.on_message(message, &mut sockets)).await;
+            // A core that cannot be reached must not go on: it could never be stopped.
+            panic!("the mailbox of core {} is unusable: {result:?}", core.id);
+        });
+    }
+
+    fn on_message(
+        self: &Rc<Self>,
+        message: Message,
+        sockets: &mut Option<Vec<(ListenerId, OwnedFd)>>,
+    ) {
+        match message {
+            Message::Listen => {
+                let event = match self.listen(sockets.take().unwrap_or_default()) {
+                    Ok(()) => Event::Listening(self.id),
+                    Err(error) => Event::Failed(self.id, StartError::Listen(error)),
+                };
+                self.ledger.events.send(event);
+            }
+            Message::Snapshot(reply) => {
+                // The asker may have given up: its loss.
+                let _ = reply.try_send(Box::new(self.snapshot()));
+            }
+            Message::Echo(number, place) => {
+                place.store(number, std::sync::atomic::Ordering::Release);
+            }
+            Message::Drain => {
+                self.draining.set();
+                self.ledger.report_if_drained();
+            }
+            Message::Abort => {
+                self.aborting.set();
+                self.engine.borrow_mut().abort_all(clock::now_us(), Cause::Drain);
+            }
+        }
+    }
+
+    fn listen(self: &Rc<Self>, sockets: Vec<(ListenerId, OwnedFd)>) -> io::Result<()> {
+        for (id, socket) in sockets {
+            accept::start(Rc::clone(self), id, socket)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> CoreMetrics {
+        let mut metrics = self.ledger.metrics.borrow().clone();
+        let mut engine = self.engine.borrow_mut();
+        let waiting = engine.waiting();
+        let blocked_sends_total = engine.blocked_sends_total();
+        let ring = engine.io();
+        let stats = ring.stats();
+        metrics.ring.enters_total = stats.enters_total;
+        metrics.ring.submitted_total = stats.submitted_total;
+        metrics.ring.completed_total = stats.completed_total;
+        metrics.ring.in_flight = stats.in_flight;
+        metrics.ring.inline_sends_total = stats.inline_sends_total;
+        metrics.ring.blocked_sends_total = blocked_sends_total;
+        metrics.ring.cq_overflow_total = ring.cq_overflow_total();
+        let buffers = ring.buffers();
+        metrics.buffers.size_bytes = u64::from(buffers.size_bytes());
+        metrics.buffers.total = buffers.total() as u64;
+        metrics.buffers.in_ring = buffers.in_ring() as u64;
+        metrics.buffers.held = buffers.held() as u64;
+        metrics.buffers.exhausted_total = buffers.exhausted_total();
+        metrics.buffers.waiting = waiting as u64;
+        let pump = self.pump_stats.get();
+        metrics.pump.turns_total = pump.turns_total;
+        metrics.pump.longest_gap_us = pump.longest_gap_us;
+        metrics.pump.timers_fired_total = pump.timers_fired_total;
+        metrics
+    }
+}

@@ -1,0 +1,220 @@
+//! One session from accept to the relay, and what is written down at its end.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use super::{Core, Ledger};
+use crate::core;
+use crate::log::record::Record;
+use crate::metrics::ClosedKey;
+use crate::mode::tcp::{self, Attempts, Connected, Plan};
+use crate::outcome::{CloseReason, MoverKind};
+use crate::relay::pair::End;
+use crate::relay::{Summary, Watcher};
+use crate::sys::clock;
+use crate::units::{ListenerId, ServerId, UpstreamId};
+
+/// What is known of a session before it relays.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    sequence: u64,
+    listener: ListenerId,
+    upstream: UpstreamId,
+    downstream: Option<SocketAddr>,
+    accepted_us: u64,
+    attempts: u16,
+}
+
+/// What the engine keeps for a relayed session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Relayed {
+    opening: Opening,
+    server: ServerId,
+    connected_us: u64,
+}
+
+/// Serves one accepted connection until its sockets belong to the engine.
+pub(super) async fn run(
+    core: Rc<Core>,
+    listener: ListenerId,
+    client: OwnedFd,
+    downstream: Option<SocketAddr>,
+    accepted_us: u64,
+) {
+    let ledger = &core.ledger;
+    let service = &core.service;
+    let settings = &service.listeners[usize::from(listener.0)];
+    let mut opening = ledger.open(listener, settings.upstream, downstream, accepted_us);
+    core::take_in_hand(opening.sequence);
+    panic_if_told_to(opening.sequence);
+    let upstream = usize::from(settings.upstream.0);
+    let order = core.cursors.borrow_mut()[upstream].pick();
+    let mut servers = order.map(|index| {
+        let id = service.upstreams[upstream][index];
+        (id, &service.servers[usize::from(id.0)])
+    });
+    let plan = Plan {
+        servers: &mut servers,
+        options: &service.socket_options,
+        connect_timeout: service.connect_timeout,
+        defer_connect: settings.defer_connect,
+        stop: &core.aborting,
+    };
+    let mut attempts = Attempts::default();
+    let result = tcp::serve(client, plan, &mut attempts).await;
+    let now_us = clock::now_us();
+    opening.attempts = attempts.count;
+    ledger.note_attempts(settings.upstream, &attempts, result.as_ref().ok());
+    match result {
+        Ok(Connected { downstream, upstream, server }) => {
+            let record = Relayed { opening, server, connected_us: now_us };
+            let mut engine = core.engine.borrow_mut();
+            engine.start(now_us, downstream, upstream, record);
+            if core.aborting.is_set() {
+                engine.abort_all(now_us, crate::outcome::Cause::Drain);
+            }
+        }
+        Err(reason) => ledger.close_unrelayed(now_us, opening, &attempts, reason),
+    }
+}
+
+/// Lets a test see what a panic does. Debug builds only.
+fn panic_if_told_to(sequence: u64) {
+    if cfg!(debug_assertions)
+        && std::env::var("CORELAY_TEST_PANIC_SESSION").is_ok_and(|n| n == sequence.to_string())
+    {
+        panic!("CORELAY_TEST_PANIC_SESSION asks for it");
+    }
+}
+
+impl Ledger {
+    fn open(
+        &self,
+        listener: ListenerId,
+        upstream: UpstreamId,
+        downstream: Option<SocketAddr>,
+        accepted_us: u64,
+    ) -> Opening {
+        self.session_began();
+        self.metrics.borrow_mut().listener(listener).active += 1;
+        let sequence = self.next_sequence.get();
+        self.next_sequence.set(sequence + 1);
+        Opening { sequence, listener, upstream, downstream, accepted_us, attempts: 0 }
+    }
+
+    fn note_attempts(&self, upstream: UpstreamId, attempts: &Attempts, connected: Option<&Connected>) {
+        let mut metrics = self.metrics.borrow_mut();
+        for &(server, cause) in &attempts.failed {
+            *metrics.server(server).connect_failed_total.entry(cause).or_default() += 1;
+        }
+        if let Some(connected) = connected {
+            let server = metrics.server(connected.server);
+            server.connected_total += 1;
+            server.active += 1;
+            let took = Duration::from_micros(attempts.connect_us);
+            metrics.upstream(upstream).connect.record(took);
+        }
+    }
+
+    fn close_unrelayed(
+        &self,
+        now_us: u64,
+        opening: Opening,
+        attempts: &Attempts,
+        reason: CloseReason,
+    ) {
+        let last = attempts.failed.last().map(|&(server, _)| server);
+        self.close(now_us, opening, last, reason, |record| record.attempts = attempts.count);
+    }
+
+    fn close(
+        &self,
+        now_us: u64,
+        opening: Opening,
+        server: Option<ServerId>,
+        reason: CloseReason,
+        fill: impl FnOnce(&mut Record),
+    ) {
+        let mut record = Record {
+            sequence: opening.sequence,
+            core: self.core,
+            listener: opening.listener,
+            upstream: opening.upstream,
+            server,
+            downstream: opening.downstream,
+            ended_at: SystemTime::now(),
+            connect_us: None,
+            first_byte_us: None,
+            duration_us: now_us - opening.accepted_us,
+            bytes_to_upstream: 0,
+            bytes_to_downstream: 0,
+            attempts: opening.attempts,
+            close_reason: reason,
+            mover: None,
+        };
+        fill(&mut record);
+        let mut metrics = self.metrics.borrow_mut();
+        let listener = metrics.listener(opening.listener);
+        listener.active -= 1;
+        listener.duration.record(Duration::from_micros(record.duration_us));
+        if let Some(us) = record.first_byte_us {
+            listener.first_byte.record(Duration::from_micros(us));
+        }
+        let key = ClosedKey { listener: opening.listener, server, reason };
+        *metrics.closed.entry(key).or_default() += 1;
+        if let Some(access_log) = self.access_log.borrow_mut().as_mut()
+            && !access_log.push(record)
+        {
+            metrics.access_log_dropped_total += 1;
+        }
+        drop(metrics);
+        self.session_ended();
+    }
+}
+
+/// Hears of the engine's doings.
+pub(super) struct SessionWatcher {
+    ledger: Rc<Ledger>,
+}
+
+impl SessionWatcher {
+    pub(super) fn new(ledger: Rc<Ledger>) -> Self {
+        Self { ledger }
+    }
+}
+
+impl Watcher for SessionWatcher {
+    type Record = Relayed;
+
+    fn delivered(&mut self, record: &Relayed, from: End, bytes: u64) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        match from {
+            End::Downstream => {
+                metrics.listener(record.opening.listener).received_bytes_total += bytes;
+                metrics.server(record.server).sent_bytes_total += bytes;
+            }
+            End::Upstream => {
+                metrics.listener(record.opening.listener).sent_bytes_total += bytes;
+                metrics.server(record.server).received_bytes_total += bytes;
+            }
+        }
+    }
+
+    fn in_hand(&mut self, record: &Relayed) {
+        core::take_in_hand(record.opening.sequence);
+    }
+
+    fn closed(&mut self, now_us: u64, record: Relayed, summary: Summary) {
+        let Relayed { opening, server, connected_us } = record;
+        self.ledger.metrics.borrow_mut().server(server).active -= 1;
+        self.ledger.close(now_us, opening, Some(server), summary.reason, |line| {
+            line.connect_us = Some(connected_us - opening.accepted_us);
+            line.first_byte_us = summary.first_byte_us.map(|at| at - opening.accepted_us);
+            line.bytes_to_upstream = summary.to_upstream_bytes;
+            line.bytes_to_downstream = summary.to_downstream_bytes;
+            line.mover = Some(MoverKind::Copy);
+        });
+    }
+}
