@@ -82,7 +82,9 @@ async fn await_connected(
     let socket = pending.into_fd();
     match given_up {
         Some(reason) => Err(reason),
-        None => socket::take_error(&socket).map(|()| socket).map_err(classify),
+        None => socket::take_error(&socket)
+            .map(|()| socket)
+            .map_err(classify),
     }
 }
 
@@ -96,8 +98,12 @@ fn classify(error: io::Error) -> DialError {
         Some(libc::ETIMEDOUT) => DialError::Server(Cause::ConnectTimeout),
         // A prohibit route says EACCES, a filter EPERM.
         Some(
-            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN
-            | libc::EACCES | libc::EPERM,
+            libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENETDOWN
+            | libc::EACCES
+            | libc::EPERM,
         ) => DialError::Server(Cause::Unreachable),
         // Ports are counted per destination: another server may still have some.
         Some(libc::EADDRNOTAVAIL) => DialError::Server(Cause::LocalPorts),

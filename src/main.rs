@@ -14,7 +14,11 @@ fn main() -> process::ExitCode {
     control::panic::install();
     let code = match Cli::parse().command {
         Command::Run(args) => run(config::load(&args.config)),
-        Command::Relay(args) => run(config::for_relay(&args.listen, &args.to, args.admin.as_deref())),
+        Command::Relay(args) => run(config::for_relay(
+            &args.listen,
+            &args.to,
+            args.admin.as_deref(),
+        )),
         Command::Check(args) => cli::check(&args),
         Command::Doctor(_) | Command::Demo(_) => ExitCode::Failed,
     };

@@ -166,7 +166,13 @@ impl CloseReason {
 impl std::fmt::Display for CloseReason {
     /// `side/stage/cause`, as in the process log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.side.as_str(), self.stage.as_str(), self.cause.as_str())
+        write!(
+            f,
+            "{}/{}/{}",
+            self.side.as_str(),
+            self.stage.as_str(),
+            self.cause.as_str()
+        )
     }
 }
 

@@ -14,7 +14,10 @@ impl RoundRobin {
     /// For `servers` servers (at least 1), starting at `offset`.
     pub fn new(servers: usize, offset: usize) -> Self {
         assert!(servers > 0, "checked by the configuration");
-        Self { next: offset % servers, servers }
+        Self {
+            next: offset % servers,
+            servers,
+        }
     }
 
     /// The order in which one session tries the servers: each once, beginning with its turn.

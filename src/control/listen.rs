@@ -44,9 +44,7 @@ pub enum BindError {
         address: String,
     },
     /// A privileged port without the right.
-    #[error(
-        "listener {name}: not permitted to bind {address}; nothing was started; {remedy}"
-    )]
+    #[error("listener {name}: not permitted to bind {address}; nothing was started; {remedy}")]
     NotPermitted {
         /// The listener.
         name: String,
@@ -152,7 +150,9 @@ fn bind_tcp(
         take_lock(&resolved.to_string(), bound)?;
     }
     let resolved = Address::Tcp(resolved);
-    let sockets = (0..cores).map(|_| socket::bind(&resolved, true, options)).collect::<Result<_, _>>()?;
+    let sockets = (0..cores)
+        .map(|_| socket::bind(&resolved, true, options))
+        .collect::<Result<_, _>>()?;
     bound.addresses.push(resolved);
     Ok(sockets)
 }
@@ -171,7 +171,9 @@ fn bind_unix(
     let socket = socket::bind(&address, false, options)?;
     bound.unix_paths.push(path.to_path_buf());
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
-    let sockets = (0..cores).map(|_| socket.try_clone()).collect::<Result<_, _>>()?;
+    let sockets = (0..cores)
+        .map(|_| socket.try_clone())
+        .collect::<Result<_, _>>()?;
     bound.addresses.push(address);
     Ok(sockets)
 }
@@ -179,7 +181,9 @@ fn bind_unix(
 /// Removes a socket that nobody listens on any more; anything else stays.
 fn remove_stale(path: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::FileTypeExt;
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !metadata.file_type().is_socket() {
         return Err(Failure::NotASocket);
     }
@@ -215,7 +219,11 @@ fn explain(listener: &Listener, failure: Failure) -> BindError {
                 } else {
                     "let this user write to the directory of the socket, or change `bind`"
                 };
-                BindError::NotPermitted { name, address, remedy }
+                BindError::NotPermitted {
+                    name,
+                    address,
+                    remedy,
+                }
             }
             Some(libc::EADDRNOTAVAIL) => BindError::Other {
                 name,
@@ -229,7 +237,12 @@ fn explain(listener: &Listener, failure: Failure) -> BindError {
                 source: error,
                 remedy: "create the directory of the socket, or change `bind`",
             },
-            _ => BindError::Other { name, address, source: error, remedy: "change `bind`" },
+            _ => BindError::Other {
+                name,
+                address,
+                source: error,
+                remedy: "change `bind`",
+            },
         },
     }
 }

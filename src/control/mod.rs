@@ -107,8 +107,12 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let resolved = resolve::resolve(config)?;
     let cpus = choose_cpus(&config.workers)?;
     let options = socket_options(config);
-    let Bound { addresses, sockets, locks, unix_paths } =
-        listen::bind_all(config, &options, cpus.len())?;
+    let Bound {
+        addresses,
+        sockets,
+        locks,
+        unix_paths,
+    } = listen::bind_all(config, &options, cpus.len())?;
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
@@ -139,15 +143,24 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
             ))
         })?;
     }
-    await_cores(&notices, cores.len(), |event| matches!(event, Event::Started(_)))?;
+    await_cores(&notices, cores.len(), |event| {
+        matches!(event, Event::Started(_))
+    })?;
 
-    let stats = Arc::new(CoreStats::new(cores.clone(), names, ring_features, access_log.monitor()));
+    let stats = Arc::new(CoreStats::new(
+        cores.clone(),
+        names,
+        ring_features,
+        access_log.monitor(),
+    ));
     let admin = serve_admin(admin, &stats)?;
     limit_sessions(&budget, fds_max)?;
     for core in &cores {
         core.send(Message::Listen);
     }
-    await_cores(&notices, cores.len(), |event| matches!(event, Event::Listening(_)))?;
+    await_cores(&notices, cores.len(), |event| {
+        matches!(event, Event::Listening(_))
+    })?;
     stats.set_ready(true);
     let echoes = cores.iter().map(|_| Arc::default()).collect();
     let running = Running {
@@ -175,7 +188,11 @@ impl Running {
         if let Some(address) = self.admin {
             tracing::info!(%address, "admin listening");
         }
-        tracing::info!(cores = self.cores.len(), version = env!("CARGO_PKG_VERSION"), "ready");
+        tracing::info!(
+            cores = self.cores.len(),
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
     }
 }
 
@@ -202,7 +219,11 @@ fn limit_sessions(budget: &FdBudget, fds_max: u64) -> Result<(), RunError> {
     /// Fewer than this is probably a forgotten limit.
     const FEW_SESSIONS: u64 = 1_000;
     if sessions < FEW_SESSIONS {
-        tracing::warn!(sessions, fds_max, "few sessions fit under the limit on open files; raise LimitNOFILE (ulimit -n)");
+        tracing::warn!(
+            sessions,
+            fds_max,
+            "few sessions fit under the limit on open files; raise LimitNOFILE (ulimit -n)"
+        );
     }
     Ok(())
 }
@@ -245,15 +266,25 @@ fn socket_options(config: &Config) -> socket::Options {
 }
 
 fn bind_admin(config: &Config) -> Result<Option<Admin>, RunError> {
-    let Some(admin) = config.admin else { return Ok(None) };
+    let Some(admin) = config.admin else {
+        return Ok(None);
+    };
     Admin::bind(admin.bind)
         .map(Some)
-        .map_err(|source| RunError::AdminBind { address: admin.bind, source })
+        .map_err(|source| RunError::AdminBind {
+            address: admin.bind,
+            source,
+        })
 }
 
-fn serve_admin(admin: Option<Admin>, stats: &Arc<CoreStats>) -> Result<Option<SocketAddr>, RunError> {
+fn serve_admin(
+    admin: Option<Admin>,
+    stats: &Arc<CoreStats>,
+) -> Result<Option<SocketAddr>, RunError> {
     let Some(admin) = admin else { return Ok(None) };
-    let address = admin.local_addr().map_err(|e| RunError::Failed(format!("admin: {e}")))?;
+    let address = admin
+        .local_addr()
+        .map_err(|e| RunError::Failed(format!("admin: {e}")))?;
     // The handle is not kept: the admin server lives as long as the process.
     admin
         .serve(Arc::clone(stats) as Arc<dyn admin::AdminSource>)
@@ -265,13 +296,19 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
     let listeners = config.listeners.iter();
     Names {
         listeners: listeners
-            .map(|l| ListenerName { name: l.name.clone(), upstream: l.upstream })
+            .map(|l| ListenerName {
+                name: l.name.clone(),
+                upstream: l.upstream,
+            })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
         servers: resolved
             .servers
             .iter()
-            .map(|(upstream, address)| ServerName { address: address.to_string(), upstream: *upstream })
+            .map(|(upstream, address)| ServerName {
+                address: address.to_string(),
+                upstream: *upstream,
+            })
             .collect(),
     }
 }
@@ -289,7 +326,11 @@ fn start_access_log(
             AccessLog::Errors => log::Filter::Errors,
             AccessLog::Off => log::Filter::Off,
         },
-        target: config.log.access_file.clone().map_or(Target::Stdout, Target::File),
+        target: config
+            .log
+            .access_file
+            .clone()
+            .map_or(Target::Stdout, Target::File),
         names: log::Names {
             listeners: names.listeners.iter().map(|l| l.name.clone()).collect(),
             upstreams: names.upstreams.clone(),
@@ -313,7 +354,11 @@ fn service(config: &Config, resolved: &resolve::Resolved, options: socket::Optio
             })
             .collect(),
         upstreams: resolved.upstreams.clone(),
-        servers: resolved.servers.iter().map(|(_, address)| address.clone()).collect(),
+        servers: resolved
+            .servers
+            .iter()
+            .map(|(_, address)| address.clone())
+            .collect(),
         socket_options: options,
         relay: RelayOptions {
             idle_ms: millis(config.timeouts.idle),

@@ -62,7 +62,9 @@ pub fn resolve(config: &Config) -> Result<Resolved, ResolveError> {
         let mut ids = Vec::new();
         for address in addresses {
             // Two names of one machine are one server: it must not get twice its share.
-            let is_new = ids.iter().all(|&ServerId(known)| resolved.servers[usize::from(known)].1 != address);
+            let is_new = ids
+                .iter()
+                .all(|&ServerId(known)| resolved.servers[usize::from(known)].1 != address);
             if is_new {
                 ids.push(ServerId(resolved.servers.len() as u16));
                 resolved.servers.push((id, address));
@@ -79,10 +81,17 @@ fn look_up(upstream: &str, host: &str, port: u16) -> Result<Vec<Address>, Resolv
         Ok(found) => {
             let found: Vec<_> = found.map(Address::Tcp).collect();
             if found.is_empty() {
-                return Err(ResolveError::Empty { upstream, host: name });
+                return Err(ResolveError::Empty {
+                    upstream,
+                    host: name,
+                });
             }
             Ok(found)
         }
-        Err(source) => Err(ResolveError::Failed { upstream, host: name, source }),
+        Err(source) => Err(ResolveError::Failed {
+            upstream,
+            host: name,
+            source,
+        }),
     }
 }

@@ -39,7 +39,11 @@ impl CoreStats {
         let last = (0..mailboxes.len())
             .map(|core| {
                 let id = CoreId(core as u16);
-                let shape = (names.listeners.len(), names.upstreams.len(), names.servers.len());
+                let shape = (
+                    names.listeners.len(),
+                    names.upstreams.len(),
+                    names.servers.len(),
+                );
                 (CoreMetrics::new(id, shape.0, shape.1, shape.2), true)
             })
             .collect();
@@ -126,7 +130,11 @@ impl AdminSource for CoreStats {
             if late.is_empty() {
                 Ok(())
             } else {
-                Err(format!("no answer within {} ms from core {}", ANSWER_WITHIN.as_millis(), late.join(", ")))
+                Err(format!(
+                    "no answer within {} ms from core {}",
+                    ANSWER_WITHIN.as_millis(),
+                    late.join(", ")
+                ))
             }
         })
     }

@@ -56,7 +56,9 @@ impl Running {
 
     /// Until the first stop signal.
     fn serve(&self, notifier: &Notifier) {
-        let interval = notifier.watchdog().map(|interval| interval / ECHOES_PER_INTERVAL);
+        let interval = notifier
+            .watchdog()
+            .map(|interval| interval / ECHOES_PER_INTERVAL);
         let mut watchdog = Watchdog::new(self);
         let mut next_echo = interval.map(|interval| Instant::now() + interval);
         loop {
@@ -84,7 +86,10 @@ impl Running {
             // The sender's other end lives in self: it cannot be closed.
             return self.notices.recv().ok();
         };
-        match self.notices.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match self
+            .notices
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
             Ok(notice) => Some(notice),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
@@ -106,7 +111,10 @@ impl Running {
             core.send(Message::Abort);
         }
         if !self.await_drained(&mut left, ABORT_WITHIN) {
-            tracing::warn!(cores = left, "cores did not report the end of their sessions in time");
+            tracing::warn!(
+                cores = left,
+                "cores did not report the end of their sessions in time"
+            );
         }
     }
 
@@ -135,7 +143,10 @@ impl Running {
         listen::remove_paths(&self.bound_paths);
         let report = self.access_log.close(LOG_WITHIN);
         if report.lines_abandoned != Some(0) {
-            tracing::warn!(lines = report.lines_abandoned, "access-log lines were lost at the end");
+            tracing::warn!(
+                lines = report.lines_abandoned,
+                "access-log lines were lost at the end"
+            );
         }
         tracing::info!("stopped");
     }
@@ -143,19 +154,26 @@ impl Running {
 
 fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            if notices.send(Notice::Signal(signal)).is_err() {
-                return;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if notices.send(Notice::Signal(signal)).is_err() {
+                    return;
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
 fn report(event: &Event) {
     match event {
-        Event::Exhausted { core, listener, error, times } => tracing::warn!(
+        Event::Exhausted {
+            core,
+            listener,
+            error,
+            times,
+        } => tracing::warn!(
             core = core.0,
             listener = listener.0,
             times,

@@ -27,21 +27,34 @@ pub struct Receiver<M> {
 
 /// A mailbox.
 pub fn mailbox<M>() -> io::Result<(Sender<M>, Receiver<M>)> {
-    let shared =
-        Arc::new(Shared { queue: Mutex::new(VecDeque::new()), event: event::eventfd(0)? });
-    Ok((Sender { shared: Arc::clone(&shared) }, Receiver { shared }))
+    let shared = Arc::new(Shared {
+        queue: Mutex::new(VecDeque::new()),
+        event: event::eventfd(0)?,
+    });
+    Ok((
+        Sender {
+            shared: Arc::clone(&shared),
+        },
+        Receiver { shared },
+    ))
 }
 
 impl<M> Clone for Sender<M> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
 impl<M> Sender<M> {
     /// Queues a message and wakes the core.
     pub fn send(&self, message: M) {
-        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        self.shared
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(message);
         event::signal(&self.shared.event);
     }
 }
@@ -55,8 +68,12 @@ impl<M> Receiver<M> {
             // Cleared before the queue is read: a message that comes in between signals again.
             event::clear(&readiness);
             loop {
-                let message =
-                    self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let message = self
+                    .shared
+                    .queue
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .pop_front();
                 match message {
                     Some(message) => handle(message),
                     None => break,

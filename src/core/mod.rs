@@ -60,7 +60,9 @@ pub fn session_in_hand() -> Option<u64> {
 
 /// Spawns a task on this core.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    monoio::spawn(Counted { future: Box::pin(future) });
+    monoio::spawn(Counted {
+        future: Box::pin(future),
+    });
     want_turn();
 }
 
@@ -101,8 +103,10 @@ fn expire_timers(now_us: u64) -> usize {
         let mut due = Vec::new();
         core.timers.borrow_mut().expire(now_us / 1_000, &mut due);
         for &index in &due {
-            let sleeper =
-                std::mem::replace(&mut core.sleepers.borrow_mut()[index as usize], Sleeper::Fired);
+            let sleeper = std::mem::replace(
+                &mut core.sleepers.borrow_mut()[index as usize],
+                Sleeper::Fired,
+            );
             if let Sleeper::Waiting(waker) = sleeper {
                 core.turn_wanted.set(true);
                 waker.wake();
@@ -119,7 +123,10 @@ fn next_timer_ms() -> Option<u64> {
 /// Completes after `duration` on the core's own clock, never early, at most one tick late.
 pub fn sleep(duration: Duration) -> Sleep {
     let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4);
-    Sleep { deadline_us: clock::now_us().saturating_add(us), timer: None }
+    Sleep {
+        deadline_us: clock::now_us().saturating_add(us),
+        timer: None,
+    }
 }
 
 /// See [`sleep`].
@@ -158,7 +165,10 @@ impl Future for Sleep {
                     (sleepers.len() - 1) as u32
                 }
             };
-            let id = core.timers.borrow_mut().set(self.deadline_us.div_ceil(1_000), index);
+            let id = core
+                .timers
+                .borrow_mut()
+                .set(self.deadline_us.div_ceil(1_000), index);
             self.timer = Some((id, index));
             Poll::Pending
         })

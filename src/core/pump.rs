@@ -109,7 +109,9 @@ impl<E: Engine + 'static> Pump<E> {
             let may_sleep = quiescent && !super::turn_wanted();
             let mut engine = self.engine.borrow_mut();
             if may_sleep && !poll_armed {
-                engine.ring().poll(self.monoio_ring, libc::POLLIN as u32, TOKEN_MONOIO);
+                engine
+                    .ring()
+                    .poll(self.monoio_ring, libc::POLLIN as u32, TOKEN_MONOIO);
                 poll_armed = true;
             }
             let wait = if may_sleep && !engine.is_busy() {
@@ -174,7 +176,10 @@ impl<E: Engine + 'static> Pump<E> {
 
     fn assert_nothing_unsubmitted(&self) {
         if let Some(backlog) = fd::ring_backlog(self.monoio_ring) {
-            assert_eq!(backlog, 0, "the core would sleep with {backlog} entries unsubmitted");
+            assert_eq!(
+                backlog, 0,
+                "the core would sleep with {backlog} entries unsubmitted"
+            );
         }
     }
 }

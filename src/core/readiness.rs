@@ -23,7 +23,9 @@ pub struct Readiness {
 impl Readiness {
     /// Takes the descriptor over. It must be of a kind that can be polled.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { stream: UnixStream::from_std(fd.into())? })
+        Ok(Self {
+            stream: UnixStream::from_std(fd.into())?,
+        })
     }
 
     /// Completes when the descriptor is readable, failed or hung up.

@@ -117,7 +117,11 @@ impl<T: Copy> Wheel<T> {
             let current = (position % SLOTS as u64) as u32;
             // Level 0 may hold the current slot's own timers; of a coarser level the current slot
             // has been emptied, so that an entry there is a full turn away.
-            let first = if level == 0 { current } else { (current + 1) % SLOTS as u32 };
+            let first = if level == 0 {
+                current
+            } else {
+                (current + 1) % SLOTS as u32
+            };
             let ahead = u64::from(self.occupied[level].rotate_right(first).trailing_zeros());
             let steps = if level == 0 { ahead } else { ahead + 1 };
             earliest = earliest.min((position + steps) << shift);
@@ -193,7 +197,12 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn unlink(&mut self, index: u32) {
-        let Entry { previous, next, place, .. } = self.entries[index as usize];
+        let Entry {
+            previous,
+            next,
+            place,
+            ..
+        } = self.entries[index as usize];
         let (level, slot) = (usize::from(place) / SLOTS, usize::from(place) % SLOTS);
         if previous == NONE {
             debug_assert_eq!(self.heads[level][slot], index);

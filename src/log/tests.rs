@@ -165,7 +165,7 @@ fn a_blocked_pipe_fills_the_queue_and_recovers_without_a_torn_line() {
             std::thread::sleep(Duration::from_millis(3));
         }
     }
-    until("the stall is seen", || writer.stats().stalled);
+    until("the stall is seen", || writer.monitor().stats().stalled);
     let reading = std::thread::spawn(move || {
         let mut lines = BufReader::new(reader).lines();
         for sequence in 0..pushed {
@@ -176,9 +176,9 @@ fn a_blocked_pipe_fills_the_queue_and_recovers_without_a_torn_line() {
         }
     });
     until("everything is written", || {
-        writer.stats().lines_written_total == pushed
+        writer.monitor().stats().lines_written_total == pushed
     });
-    assert!(!writer.stats().stalled);
+    assert!(!writer.monitor().stats().stalled);
     reading.join().unwrap();
     assert_eq!(writer.close(PATIENCE).lines_abandoned, Some(0));
 }
@@ -193,7 +193,7 @@ fn close_is_bounded_when_the_pipe_is_blocked() {
         while producers[0].push(record(0, pushed, Cause::Reset)) {
             pushed += 1;
         }
-        writer.stats().stalled
+        writer.monitor().stats().stalled
     });
     let start = Instant::now();
     let report = writer.close(Duration::from_millis(50));
@@ -211,7 +211,7 @@ fn a_full_disk_and_a_lost_reader_do_not_end_the_writer() {
     }
     let (writer, mut producers) = start(PathBuf::from("/dev/full"), 1, Filter::All);
     assert!(producers[0].push(record(0, 0, Cause::Reset)));
-    until("the failure is seen", || writer.stats().stalled);
+    until("the failure is seen", || writer.monitor().stats().stalled);
     until("the queue is full", || {
         !producers[0].push(record(0, 0, Cause::Reset))
     });
@@ -225,7 +225,7 @@ fn a_full_disk_and_a_lost_reader_do_not_end_the_writer() {
     let (writer, mut producers) = start(path.clone(), 1, Filter::All);
     drop(reader);
     assert!(producers[0].push(record(0, 0, Cause::Reset)));
-    until("the failure is seen", || writer.stats().stalled);
+    until("the failure is seen", || writer.monitor().stats().stalled);
     let reader = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

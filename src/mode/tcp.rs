@@ -66,15 +66,31 @@ pub async fn serve(
         attempts.count += 1;
         let started_us = clock::now_us();
         let client = downstream.as_fd();
-        match dial::connect(address, plan.options, plan.connect_timeout, client, plan.stop).await {
+        match dial::connect(
+            address,
+            plan.options,
+            plan.connect_timeout,
+            client,
+            plan.stop,
+        )
+        .await
+        {
             Ok(upstream) => {
                 attempts.connect_us = clock::now_us() - started_us;
-                return Ok(Connected { downstream, upstream, server });
+                return Ok(Connected {
+                    downstream,
+                    upstream,
+                    server,
+                });
             }
             Err(DialError::Server(cause)) => {
                 attempts.failed.push((server, cause));
                 // Running out of ports is nobody's fault but ours.
-                let side = if cause == Cause::LocalPorts { Side::Local } else { Side::Upstream };
+                let side = if cause == Cause::LocalPorts {
+                    Side::Local
+                } else {
+                    Side::Upstream
+                };
                 reason = CloseReason::new(side, Stage::Connect, cause);
             }
             Err(DialError::Local(cause)) => {
@@ -83,7 +99,11 @@ pub async fn serve(
                 break;
             }
             Err(DialError::Left) => {
-                return Err(CloseReason::new(Side::Downstream, Stage::Connect, Cause::Left));
+                return Err(CloseReason::new(
+                    Side::Downstream,
+                    Stage::Connect,
+                    Cause::Left,
+                ));
             }
             Err(DialError::Stopped) => {
                 reason = CloseReason::new(Side::Local, Stage::Connect, Cause::Drain);

@@ -137,7 +137,11 @@ impl Direction {
             return false;
         }
         self.queued_bytes += len;
-        self.streak = if full { 0 } else { self.streak.saturating_add(1) };
+        self.streak = if full {
+            0
+        } else {
+            self.streak.saturating_add(1)
+        };
         true
     }
 
@@ -183,7 +187,11 @@ impl Direction {
 
     /// The destination took `len` bytes.
     pub fn on_sent(&mut self, len: u32) {
-        debug_assert!(len <= self.queued_bytes, "sent {len} of {}", self.queued_bytes);
+        debug_assert!(
+            len <= self.queued_bytes,
+            "sent {len} of {}",
+            self.queued_bytes
+        );
         self.queued_bytes -= len;
         if self.slow && self.queued_bytes == 0 && !self.blocked && self.streak >= TRUSTED_AFTER {
             self.slow = false;

@@ -110,7 +110,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             return self.close(id, Closing::Reset);
         }
         let now_ms = now_us / 1_000;
-        if let Phase::Failing { check_ms, backoff_ms, .. } = &mut pair.phase {
+        if let Phase::Failing {
+            check_ms,
+            backoff_ms,
+            ..
+        } = &mut pair.phase
+        {
             *check_ms = now_ms + *backoff_ms;
             *backoff_ms = (*backoff_ms * 2).min(CHECK_MAX_MS);
         }
@@ -143,7 +148,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
         let pair = self.live(id);
         let silent_ms = now_ms.saturating_sub(pair.last_activity_ms);
-        if options.max_age_ms.is_some_and(|max| now_ms >= pair.started_ms + max) {
+        if options
+            .max_age_ms
+            .is_some_and(|max| now_ms >= pair.started_ms + max)
+        {
             self.say_goodbye(now_us, id, Cause::MaxAge);
         } else if pair.is_half_closed() && silent_ms >= options.half_close_ms {
             pair.blame(Side::Local, Cause::HalfCloseTimeout);
@@ -180,7 +188,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         if pair.has_undelivered() {
             return self.close(id, Closing::Reset);
         }
-        pair.phase = Phase::Lingering { deadline_ms: now_ms + LINGER_MS };
+        pair.phase = Phase::Lingering {
+            deadline_ms: now_ms + LINGER_MS,
+        };
         for end in End::BOTH {
             let slot = &mut self.slots[id.slot as usize];
             let pair = slot.pair.as_deref_mut().expect("just seen");
@@ -192,7 +202,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// Ends every session now, with a reset to both ends.
     pub fn abort_all(&mut self, now_us: u64, cause: Cause) {
         for slot in 0..self.slots.len() as u32 {
-            let id = PairId { slot, generation: self.slots[slot as usize].generation };
+            let id = PairId {
+                slot,
+                generation: self.slots[slot as usize].generation,
+            };
             if let Some(pair) = self.pair(id) {
                 pair.blame(Side::Local, cause);
                 self.close(id, Closing::Reset);
@@ -272,15 +285,29 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let deadline_ms = match pair.phase {
             Phase::Closing => return,
             Phase::Lingering { deadline_ms } => deadline_ms,
-            Phase::Failing { end, deadline_ms, check_ms, .. } => {
+            Phase::Failing {
+                end,
+                deadline_ms,
+                check_ms,
+                ..
+            } => {
                 let drained = is_over(&pair.directions[end as usize]);
-                if drained { check_ms.min(deadline_ms) } else { deadline_ms }
+                if drained {
+                    check_ms.min(deadline_ms)
+                } else {
+                    deadline_ms
+                }
             }
             Phase::Relaying => {
-                let silence_ms =
-                    if pair.is_half_closed() { options.half_close_ms } else { options.idle_ms };
+                let silence_ms = if pair.is_half_closed() {
+                    options.half_close_ms
+                } else {
+                    options.idle_ms
+                };
                 let silent = pair.last_activity_ms + silence_ms.min(options.idle_ms);
-                options.max_age_ms.map_or(silent, |max| silent.min(pair.started_ms + max))
+                options
+                    .max_age_ms
+                    .map_or(silent, |max| silent.min(pair.started_ms + max))
             }
         };
         if let Some(timer) = pair.timer.take() {

@@ -138,13 +138,19 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             record,
         });
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, pair: None });
+            self.slots.push(Slot {
+                generation: 0,
+                pair: None,
+            });
             (self.slots.len() - 1) as u32
         });
         let entry = &mut self.slots[slot as usize];
         debug_assert!(entry.pair.is_none());
         entry.pair = Some(pair);
-        let id = PairId { slot, generation: entry.generation };
+        let id = PairId {
+            slot,
+            generation: entry.generation,
+        };
         self.active += 1;
         self.rearm_timer(now_ms, id);
         for end in End::BOTH {
@@ -192,7 +198,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     pub fn complete(&mut self, now_us: u64, completion: Completion) {
         let (id, operation, end) = parse_token(completion.token);
         let slot = &self.slots[id.slot as usize];
-        let pair = slot.pair.as_deref().filter(|_| slot.generation == id.generation);
+        let pair = slot
+            .pair
+            .as_deref()
+            .filter(|_| slot.generation == id.generation);
         let pair = pair.expect("a session closes only after the last completion of its operations");
         self.watcher.in_hand(&pair.record);
         match operation {
@@ -213,7 +222,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.due = due;
         // Only those that are queued now: a direction that spends its budget again waits.
         for _ in 0..self.put_off.len() {
-            let Some((id, end)) = self.put_off.pop_front() else { break };
+            let Some((id, end)) = self.put_off.pop_front() else {
+                break;
+            };
             if let Some(pair) = self.pair(id) {
                 pair.put_off[end as usize] = false;
                 self.progress(now_us, id, end);
@@ -224,16 +235,26 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     fn pair(&mut self, id: PairId) -> Option<&mut Pair<I, W::Record>> {
         let slot = &mut self.slots[id.slot as usize];
-        if slot.generation == id.generation { slot.pair.as_deref_mut() } else { None }
+        if slot.generation == id.generation {
+            slot.pair.as_deref_mut()
+        } else {
+            None
+        }
     }
 
     /// A pair that the caller knows to be there.
     fn live(&mut self, id: PairId) -> &mut Pair<I, W::Record> {
-        self.pair(id).expect("the caller holds the id of a live session")
+        self.pair(id)
+            .expect("the caller holds the id of a live session")
     }
 
     fn on_receive(&mut self, now_us: u64, id: PairId, from: End, completion: Completion) {
-        let Completion { result, buffer, more, .. } = completion;
+        let Completion {
+            result,
+            buffer,
+            more,
+            ..
+        } = completion;
         match (buffer, u32::try_from(result)) {
             (Some(buffer), Ok(len @ 1..)) => {
                 self.on_bytes(now_us, id, from, buffer, len, more);
@@ -284,7 +305,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
         let direction = &mut pair.directions[from as usize];
         if direction.on_received(len, full, more) {
-            pair.queues[from as usize].push_back(Chunk { buffer, from: 0, len });
+            pair.queues[from as usize].push_back(Chunk {
+                buffer,
+                from: 0,
+                len,
+            });
             if pair.directions[from as usize].must_leave_multishot() {
                 self.io.cancel(token(id, Operation::Receive, from));
             }
@@ -342,7 +367,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             match pair.direction(from).next() {
                 Step::Rest => return,
                 Step::Receive(group, shots) => {
-                    let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
+                    let pair = self.slots[id.slot as usize]
+                        .pair
+                        .as_deref()
+                        .expect("just seen");
                     let token = token(id, Operation::Receive, from);
                     self.io.recv(pair.socket(from), group, shots, token);
                 }
@@ -354,7 +382,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 }
                 Step::Send => spent_bytes += self.deliver(now_us, id, from),
                 Step::PassFin => {
-                    let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
+                    let pair = self.slots[id.slot as usize]
+                        .pair
+                        .as_deref()
+                        .expect("just seen");
                     self.io.shutdown_write(pair.socket(from.other()));
                     self.live(id).last_activity_ms = now_us / 1_000;
                     self.rearm_timer(now_us / 1_000, id);
@@ -366,19 +397,33 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// Sends what the destination takes at once, and leaves the rest of the first piece to the
     /// ring if it does not take all. Returns the bytes sent.
     fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> u64 {
-        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("checked by progress");
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by progress");
         let queue = &pair.queues[from as usize];
-        let first = queue.front().expect("a direction asks to send only what is queued");
-        let mut pieces =
-            [Piece { buffer: &first.buffer, from: first.from, len: first.len }; GATHER_MAX];
+        let first = queue
+            .front()
+            .expect("a direction asks to send only what is queued");
+        let mut pieces = [Piece {
+            buffer: &first.buffer,
+            from: first.from,
+            len: first.len,
+        }; GATHER_MAX];
         let mut offered = 0;
         let mut count = 0;
         for (piece, chunk) in pieces.iter_mut().zip(queue) {
-            *piece = Piece { buffer: &chunk.buffer, from: chunk.from, len: chunk.len };
+            *piece = Piece {
+                buffer: &chunk.buffer,
+                from: chunk.from,
+                len: chunk.len,
+            };
             offered += chunk.len - chunk.from;
             count += 1;
         }
-        let socket = pair.sockets[from.other() as usize].as_ref().expect("open while relaying");
+        let socket = pair.sockets[from.other() as usize]
+            .as_ref()
+            .expect("open while relaying");
         let sent = match self.io.send_now(socket, &pieces[..count]) {
             Ok(sent) => sent as u32,
             Err(error) => match error.kind() {
@@ -403,11 +448,24 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// The destination is full: the ring sends the first piece when it can.
     fn wait_for_peer(&mut self, id: PairId, from: End) {
         self.blocked_sends_total += 1;
-        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("checked by deliver");
-        let chunk = pair.queues[from as usize].front().expect("not all was sent");
-        let socket = pair.sockets[from.other() as usize].as_ref().expect("open while relaying");
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by deliver");
+        let chunk = pair.queues[from as usize]
+            .front()
+            .expect("not all was sent");
+        let socket = pair.sockets[from.other() as usize]
+            .as_ref()
+            .expect("open while relaying");
         let token_of = |operation| token(id, operation, from);
-        self.io.send(socket, &chunk.buffer, chunk.from, chunk.len, token_of(Operation::Send));
+        self.io.send(
+            socket,
+            &chunk.buffer,
+            chunk.from,
+            chunk.len,
+            token_of(Operation::Send),
+        );
         pair.directions[from as usize].on_blocked();
         pair.unacknowledged[from.other() as usize] = self.io.unacknowledged_bytes(socket);
         // No receive is armed meanwhile, so a reset of the source would go unseen.
@@ -418,7 +476,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// The destination took `sent` bytes from the head of the queue.
     fn consume(&mut self, id: PairId, from: End, sent: u32) {
-        let pair = self.slots[id.slot as usize].pair.as_deref_mut().expect("the caller's pair");
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("the caller's pair");
         pair.delivered_bytes[from as usize] += u64::from(sent);
         self.watcher.delivered(&pair.record, from, u64::from(sent));
         if pair.directions[from as usize].is_discarding() {
@@ -459,8 +520,16 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             direction.on_buffer_back();
             // Only a receive can follow: a direction waits for a buffer with an empty queue.
             if let Step::Receive(group, shots) = direction.next() {
-                let pair = self.slots[id.slot as usize].pair.as_deref().expect("just seen");
-                self.io.recv(pair.socket(from), group, shots, token(id, Operation::Receive, from));
+                let pair = self.slots[id.slot as usize]
+                    .pair
+                    .as_deref()
+                    .expect("just seen");
+                self.io.recv(
+                    pair.socket(from),
+                    group,
+                    shots,
+                    token(id, Operation::Receive, from),
+                );
                 return;
             }
         }

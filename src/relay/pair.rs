@@ -76,7 +76,11 @@ pub(super) fn token(id: PairId, operation: Operation, end: End) -> Token {
 
 pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
     let kind = (token >> 56) as u8;
-    let end = if kind & 1 == 0 { End::Downstream } else { End::Upstream };
+    let end = if kind & 1 == 0 {
+        End::Downstream
+    } else {
+        End::Upstream
+    };
     let operation = match kind >> 1 {
         0 => Operation::Receive,
         1 => Operation::Send,
@@ -84,7 +88,14 @@ pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
         other => unreachable!("a token of operation {other} was never made"),
     };
     let generation = (token >> 32) as u32 & GENERATION_MASK;
-    (PairId { slot: token as u32, generation }, operation, end)
+    (
+        PairId {
+            slot: token as u32,
+            generation,
+        },
+        operation,
+        end,
+    )
 }
 
 /// How far a session's end has come.
@@ -93,7 +104,12 @@ pub(super) enum Phase {
     /// Bytes move.
     Relaying,
     /// This end is gone without FIN; what it had sent is still being delivered.
-    Failing { end: End, deadline_ms: u64, check_ms: u64, backoff_ms: u64 },
+    Failing {
+        end: End,
+        deadline_ms: u64,
+        check_ms: u64,
+        backoff_ms: u64,
+    },
     /// We sent FIN to both and throw away what still arrives; RST at the deadline.
     Lingering { deadline_ms: u64 },
     /// Every operation was cancelled; the sockets close when the last one completes.
@@ -135,7 +151,9 @@ pub(super) struct Pair<I: Io, R> {
 
 impl<I: Io, R> Pair<I, R> {
     pub(super) fn socket(&self, end: End) -> &I::Socket {
-        self.sockets[end as usize].as_ref().expect("closed only when the pair is removed")
+        self.sockets[end as usize]
+            .as_ref()
+            .expect("closed only when the pair is removed")
     }
 
     pub(super) fn direction(&mut self, from: End) -> &mut Direction {
@@ -162,12 +180,15 @@ impl<I: Io, R> Pair<I, R> {
 
     /// Whether bytes were received that the other end has not taken.
     pub(super) fn has_undelivered(&self) -> bool {
-        self.directions.iter().any(|direction| direction.queued_bytes() > 0)
+        self.directions
+            .iter()
+            .any(|direction| direction.queued_bytes() > 0)
     }
 
     /// The first reason given is the one that is reported.
     pub(super) fn blame(&mut self, side: Side, cause: Cause) {
-        self.reason.get_or_insert(CloseReason::new(side, Stage::Relay, cause));
+        self.reason
+            .get_or_insert(CloseReason::new(side, Stage::Relay, cause));
     }
 }
 
@@ -179,7 +200,10 @@ mod tests {
     fn tokens_carry_slot_generation_operation_and_end() {
         for operation in [Operation::Receive, Operation::Send, Operation::Watch] {
             for end in End::BOTH {
-                let id = PairId { slot: 0xFFFF_FFFE, generation: GENERATION_MASK };
+                let id = PairId {
+                    slot: 0xFFFF_FFFE,
+                    generation: GENERATION_MASK,
+                };
                 let token = token(id, operation, end);
                 assert!(token < crate::ring::TOKEN_RESERVED);
                 assert_eq!(parse_token(token), (id, operation, end));

@@ -68,6 +68,9 @@ struct Share {
     entries: Pages,
     mask: u16,
     tail: u16,
+    /// What the kernel would have consumed.
+    #[cfg(test)]
+    head: u16,
 }
 
 /// The slab, its buffer rings, and who holds what.
@@ -82,7 +85,10 @@ pub struct BufferPool {
 impl BufferPool {
     /// Maps the slab; nothing of it is resident yet.
     pub fn new(size_bytes: u32, count: u32) -> io::Result<Self> {
-        assert!((2..=32_768).contains(&count) && size_bytes >= 64, "checked by the configuration");
+        assert!(
+            (2..=32_768).contains(&count) && size_bytes >= 64,
+            "checked by the configuration"
+        );
         let slab = Pages::map(size_bytes as usize * count as usize)?;
         slab.advise_huge();
         let slow = (count / 4).max(1) as u16;
@@ -127,7 +133,10 @@ impl BufferPool {
 
     /// Buffers offered to the kernel.
     pub fn in_ring(&self) -> usize {
-        self.shares.iter().map(|share| usize::from(share.in_ring)).sum()
+        self.shares
+            .iter()
+            .map(|share| usize::from(share.in_ring))
+            .sum()
     }
 
     /// Buffers that hold bytes.
@@ -144,7 +153,11 @@ impl BufferPool {
     /// The kernel filled this buffer: it is ours now.
     pub(super) fn take(&mut self, id: u16) -> Buffer {
         let place = &mut self.places[usize::from(id)];
-        assert_eq!(*place, Place::InRing, "the kernel filled buffer {id} that it was not offered");
+        assert_eq!(
+            *place,
+            Place::InRing,
+            "the kernel filled buffer {id} that it was not offered"
+        );
         *place = Place::Held;
         let share = &mut self.shares[self.group_of(id) as usize];
         share.in_ring -= 1;
@@ -163,10 +176,17 @@ impl BufferPool {
     /// Gives a buffer back. Returns its group when a direction that waits there may try again.
     pub fn release(&mut self, buffer: Buffer) -> Group {
         let id = buffer.0;
-        assert_eq!(self.places[usize::from(id)], Place::Held, "buffer {id} released twice");
+        assert_eq!(
+            self.places[usize::from(id)],
+            Place::Held,
+            "buffer {id} released twice"
+        );
         if cfg!(debug_assertions) {
             // SAFETY: the buffer is held, so that nobody else reads or writes these bytes.
-            unsafe { self.address(id).write_bytes(POISON, self.size_bytes as usize) };
+            unsafe {
+                self.address(id)
+                    .write_bytes(POISON, self.size_bytes as usize)
+            };
         }
         let group = self.group_of(id);
         self.places[usize::from(id)] = Place::Free;
@@ -199,7 +219,9 @@ impl BufferPool {
 
     /// Moves the most recently used free buffer into the group's ring.
     fn offer(&mut self, group: Group) -> bool {
-        let Some(id) = self.shares[group as usize].free.pop() else { return false };
+        let Some(id) = self.shares[group as usize].free.pop() else {
+            return false;
+        };
         let address = self.address(id) as u64;
         self.places[usize::from(id)] = Place::InRing;
         let size_bytes = self.size_bytes;
@@ -208,7 +230,11 @@ impl BufferPool {
     }
 
     fn group_of(&self, id: u16) -> Group {
-        if id < self.shares[Group::Slow as usize].first { Group::Fast } else { Group::Slow }
+        if id < self.shares[Group::Slow as usize].first {
+            Group::Fast
+        } else {
+            Group::Slow
+        }
     }
 
     fn address(&self, id: u16) -> *mut u8 {
@@ -216,6 +242,37 @@ impl BufferPool {
         assert!(offset + self.size_bytes as usize <= self.slab.len());
         // SAFETY: the offset was checked to lie inside the mapping.
         unsafe { self.slab.base().as_ptr().add(offset) }
+    }
+}
+
+/// The kernel's part, for tests without a kernel.
+#[cfg(test)]
+impl BufferPool {
+    /// Offers the first windows, as registering does.
+    pub fn offer_first_windows(&mut self) {
+        for group in Group::ALL {
+            self.fill(group);
+        }
+    }
+
+    /// Takes the oldest buffer of the group's ring and fills it, as a receive does.
+    pub fn kernel_fills(&mut self, group: Group, bytes: &[u8]) -> Option<Buffer> {
+        assert!(bytes.len() <= self.size_bytes as usize);
+        let share = &mut self.shares[group as usize];
+        if share.head == share.tail {
+            return None;
+        }
+        let base = share.entries.base().as_ptr().cast::<BufRingEntry>();
+        // SAFETY: the index is masked to the ring's entries, all inside the mapping.
+        let slot = unsafe { base.add(usize::from(share.head & share.mask)) };
+        // SAFETY: the entry lies before the tail: it was written by `push`.
+        let entry = unsafe { &*slot };
+        let (id, address) = (entry.bid(), entry.addr() as *mut u8);
+        share.head = share.head.wrapping_add(1);
+        assert_eq!(address, self.address(id));
+        // SAFETY: the buffer is in the ring: nobody but this stand-in for the kernel uses it.
+        unsafe { address.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Some(self.take(id))
     }
 }
 
@@ -234,6 +291,8 @@ impl Share {
             entries: Pages::map(usize::from(entries) * size_of::<BufRingEntry>())?,
             mask: entries - 1,
             tail: 0,
+            #[cfg(test)]
+            head: 0,
         })
     }
 
@@ -266,5 +325,82 @@ impl Share {
         }
         self.releases = 0;
         self.in_ring_low = self.in_ring;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(count: u32) -> BufferPool {
+        let mut pool = BufferPool::new(64, count).unwrap();
+        pool.offer_first_windows();
+        pool
+    }
+
+    #[test]
+    fn every_buffer_is_in_one_place_and_comes_back() {
+        let mut pool = pool(1_024);
+        assert_eq!(pool.in_ring(), 64 + 16);
+        let mut held = Vec::new();
+        for round in 0u8..100 {
+            if let Some(buffer) = pool.kernel_fills(Group::Fast, &[round; 8]) {
+                assert_eq!(pool.bytes(&buffer, 8), [round; 8]);
+                held.push(buffer);
+            } else {
+                assert!(
+                    pool.widen(Group::Fast),
+                    "only 64 of 768 were offered so far"
+                );
+            }
+        }
+        assert_eq!(pool.held(), held.len());
+        for buffer in held {
+            assert_eq!(pool.release(buffer), Group::Fast);
+        }
+        assert_eq!(pool.held(), 0);
+    }
+
+    #[test]
+    fn a_group_that_is_all_held_cannot_be_widened_and_the_other_is_untouched() {
+        let mut pool = pool(64);
+        let mut held = Vec::new();
+        loop {
+            match pool.kernel_fills(Group::Slow, b"x") {
+                Some(buffer) => held.push(buffer),
+                None if pool.widen(Group::Slow) => {}
+                None => break,
+            }
+        }
+        assert_eq!(held.len(), 16, "a quarter of the slab");
+        assert!(pool.kernel_fills(Group::Fast, b"x").is_some());
+        pool.release(held.pop().unwrap());
+        assert!(pool.kernel_fills(Group::Slow, b"x").is_some());
+    }
+
+    #[test]
+    fn a_quiet_window_shrinks() {
+        let mut pool = pool(4_096);
+        while pool.shares[0].window < 3_072 {
+            pool.widen(Group::Fast);
+        }
+        for _ in 0..20 * SHRINK_AFTER_RELEASES {
+            let buffer = pool.kernel_fills(Group::Fast, b"x").unwrap();
+            pool.release(buffer);
+        }
+        assert!(
+            pool.shares[0].window <= 64,
+            "still {}",
+            pool.shares[0].window
+        );
+        assert!(pool.in_ring() <= 64 + 16, "still {}", pool.in_ring());
+    }
+
+    #[test]
+    #[should_panic(expected = "not offered")]
+    fn a_buffer_that_was_not_offered_is_refused() {
+        let mut pool = pool(64);
+        pool.take(47);
+        pool.take(47);
     }
 }

@@ -126,7 +126,11 @@ impl RelayRing {
             .build(SQ_ENTRIES.min(cq_entries))
             .map_err(RingError::Setup)?;
         buffers.register(&ring.submitter())?;
-        Ok(Self { ring, buffers, stats: RingStats::default() })
+        Ok(Self {
+            ring,
+            buffers,
+            stats: RingStats::default(),
+        })
     }
 
     /// The slab.
@@ -169,12 +173,18 @@ impl RelayRing {
     ///
     /// The caller keeps the buffer until the completion: it is borrowed by number, and releasing it
     /// earlier is caught only by the poison of debug builds.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, buffer: &Buffer, from: u32, len: u32, token: Token) {
+    pub fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    ) {
         let bytes = &self.buffers.bytes(buffer, len)[from as usize..];
-        let entry =
-            opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
-                .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-                .build();
+        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
         self.push(entry, token);
     }
 
@@ -183,16 +193,27 @@ impl RelayRing {
     /// Errors: `WouldBlock` when it takes nothing; else the socket's.
     pub fn send_now(&mut self, socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; GATHER_MAX];
+        let mut vectors = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; GATHER_MAX];
         for (vector, piece) in vectors.iter_mut().zip(pieces) {
             let bytes = &self.buffers.bytes(piece.buffer, piece.len)[piece.from as usize..];
-            *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            *vector = libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            };
         }
         let count = pieces.len().min(GATHER_MAX);
         let sent = if count == 1 {
             // SAFETY: the vector names bytes of a held buffer, which stay put during the call.
             unsafe {
-                libc::send(socket.as_raw_fd(), vectors[0].iov_base, vectors[0].iov_len, flags)
+                libc::send(
+                    socket.as_raw_fd(),
+                    vectors[0].iov_base,
+                    vectors[0].iov_len,
+                    flags,
+                )
             }
         } else {
             // SAFETY: msghdr is plain old data for which all zeroes is "no name, no control".

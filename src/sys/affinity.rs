@@ -4,8 +4,11 @@ use std::io;
 
 /// The CPU numbers in the calling thread's affinity mask, ascending.
 pub fn allowed_cpus() -> Vec<usize> {
-    let mut cpus: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+    let mut cpus: Vec<usize> = core_affinity::get_core_ids()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|core| core.id)
+        .collect();
     cpus.sort_unstable();
     cpus
 }

@@ -24,5 +24,11 @@ pub fn signal(event: &impl AsFd) {
 pub fn clear(event: &impl AsFd) {
     let mut count = [0u8; 8];
     // SAFETY: `count` is 8 writable bytes, as eventfd(2) asks.
-    unsafe { libc::read(event.as_fd().as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    unsafe {
+        libc::read(
+            event.as_fd().as_raw_fd(),
+            count.as_mut_ptr().cast(),
+            count.len(),
+        )
+    };
 }

@@ -27,9 +27,14 @@ pub fn io_uring_fds() -> io::Result<Vec<RawFd>> {
     for entry in fs::read_dir("/proc/thread-self/fd")? {
         let entry = entry?;
         // The directory's own descriptor is listed and may be gone by the time it is read.
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
         if target.as_os_str() == "anon_inode:[io_uring]"
-            && let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            && let Some(fd) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
         {
             found.push(fd);
         }

@@ -30,7 +30,11 @@ mod tests {
 
     #[test]
     fn a_second_holder_is_refused_until_the_first_is_gone() {
-        let name = format!("test-{}-{:?}", std::process::id(), std::thread::current().id());
+        let name = format!(
+            "test-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        );
         let first = acquire(&name).unwrap();
         assert_eq!(acquire(&name).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);

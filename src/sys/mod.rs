@@ -16,5 +16,9 @@ use std::io;
 
 /// Turns a C return value of -1 into the errno.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }

@@ -29,8 +29,10 @@ impl Options {
             socket.set_tcp_nodelay(true)?;
         }
         if let Some((idle, interval, count)) = self.keepalive {
-            let keepalive =
-                TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle)
+                .with_interval(interval)
+                .with_retries(count);
             socket.set_tcp_keepalive(&keepalive)?;
         }
         if self.user_timeout.is_some() {
@@ -99,8 +101,12 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAdd
     let (_, address) = unsafe {
         SockAddr::try_init(|storage, len| {
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            accepted =
-                Some(check(libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags))?);
+            accepted = Some(check(libc::accept4(
+                listener.as_raw_fd(),
+                storage.cast(),
+                len,
+                flags,
+            ))?);
             Ok(())
         })
     }?;
@@ -181,7 +187,11 @@ pub fn peek(socket: BorrowedFd<'_>) -> Peer {
     match result {
         0 => Peer::Closed,
         1.. => {
-            if has_failed(socket) { Peer::Reset } else { Peer::Sent }
+            if has_failed(socket) {
+                Peer::Reset
+            } else {
+                Peer::Sent
+            }
         }
         _ => match io::Error::last_os_error().kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Peer::Silent,
@@ -192,7 +202,11 @@ pub fn peek(socket: BorrowedFd<'_>) -> Peer {
 
 /// Whether the socket reports POLLERR: a reset that waits behind unread bytes.
 fn has_failed(socket: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
     // SAFETY: one valid pollfd, as the count says; a timeout of 0 never blocks.
     let ready = unsafe { libc::poll(&mut poll, 1, 0) };
     ready == 1 && poll.revents & libc::POLLERR != 0
@@ -224,7 +238,11 @@ pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> u32 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which `bytes` is.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
-    if result == -1 { 0 } else { u32::try_from(bytes).unwrap_or(0) }
+    if result == -1 {
+        0
+    } else {
+        u32::try_from(bytes).unwrap_or(0)
+    }
 }
 
 /// Drops arriving SYNs on a listening socket, and nothing else.
@@ -238,14 +256,26 @@ pub fn drop_new_syns(listener: BorrowedFd<'_>) -> io::Result<()> {
     const SYN_ONLY: u32 = 0x02;
     // Classic BPF over the TCP header: load the flags, keep SYN and ACK, drop if only SYN is set.
     let mut program = [
-        bpf(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, TCP_FLAGS_OFFSET),
-        bpf(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN_AND_ACK),
+        bpf(
+            libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
+            0,
+            0,
+            TCP_FLAGS_OFFSET,
+        ),
+        bpf(
+            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
+            0,
+            0,
+            SYN_AND_ACK,
+        ),
         bpf(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN_ONLY),
         bpf(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
         bpf(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
     ];
-    let program =
-        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    let program = libc::sock_fprog {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_mut_ptr(),
+    };
     set_option(listener, libc::SO_ATTACH_FILTER, &program)
 }
 
@@ -255,7 +285,12 @@ pub fn detach_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn bpf(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code: code as u16, jt, jf, k }
+    libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
 }
 
 fn set_option<T>(socket: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {

@@ -75,7 +75,12 @@ async fn pause(core: &Core) {
 }
 
 /// Takes whom the queue holds and who is about to enter it, then closes the door.
-async fn stop(core: &Rc<Core>, id: ListenerId, listener: &Readiness, waiting: Pin<&mut impl Future<Output = ()>>) {
+async fn stop(
+    core: &Rc<Core>,
+    id: ListenerId,
+    listener: &Readiness,
+    waiting: Pin<&mut impl Future<Output = ()>>,
+) {
     if !core.service.listeners[usize::from(id.0)].is_unix
         && let Err(error) = socket::drop_new_syns(listener.as_fd())
     {
@@ -116,19 +121,35 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                     let _ = socket::detach_filter(client.as_fd());
                 }
                 ledger.metrics.borrow_mut().listener(id).accepted_total += 1;
-                core::spawn(session::run(Rc::clone(core), id, client, peer, clock::now_us()));
+                core::spawn(session::run(
+                    Rc::clone(core),
+                    id,
+                    client,
+                    peer,
+                    clock::now_us(),
+                ));
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Batch::Empty,
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-                    ledger.metrics.borrow_mut().listener(id).accept_exhausted_total += 1;
+                    ledger
+                        .metrics
+                        .borrow_mut()
+                        .listener(id)
+                        .accept_exhausted_total += 1;
                     ledger.exhausted(id, error);
                     return Batch::Exhausted;
                 }
                 // The listener was shut down; a unix listener is shared by all cores.
                 Some(libc::EINVAL | libc::EBADF) => return Batch::Closed,
                 // accept(2): the connection was gone already, or its network failed. Next.
-                _ => ledger.metrics.borrow_mut().listener(id).accept_aborted_total += 1,
+                _ => {
+                    ledger
+                        .metrics
+                        .borrow_mut()
+                        .listener(id)
+                        .accept_aborted_total += 1
+                }
             },
         }
     }

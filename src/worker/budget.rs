@@ -33,7 +33,9 @@ impl FdBudget {
     /// Fixes the limit from RLIMIT_NOFILE, once everything else that stays open is open.
     /// Returns the sessions that fit.
     pub fn set_limit(&self, fds_max: u64, fds_in_use: u64, fds_reserved: u64) -> u64 {
-        let free = fds_max.saturating_sub(fds_in_use).saturating_sub(fds_reserved);
+        let free = fds_max
+            .saturating_sub(fds_in_use)
+            .saturating_sub(fds_reserved);
         let sessions_max = free / FDS_PER_SESSION;
         self.sessions_max.store(sessions_max, Ordering::Relaxed);
         sessions_max
@@ -41,13 +43,18 @@ impl FdBudget {
 
     /// A core says how many sessions it holds.
     pub fn publish(&self, core: CoreId, sessions: u32) {
-        self.cells[usize::from(core.0)].0.store(sessions, Ordering::Relaxed);
+        self.cells[usize::from(core.0)]
+            .0
+            .store(sessions, Ordering::Relaxed);
     }
 
     /// Whether another session fits.
     pub fn has_room(&self) -> bool {
-        let sessions: u64 =
-            self.cells.iter().map(|cell| u64::from(cell.0.load(Ordering::Relaxed))).sum();
+        let sessions: u64 = self
+            .cells
+            .iter()
+            .map(|cell| u64::from(cell.0.load(Ordering::Relaxed)))
+            .sum();
         sessions < self.sessions_max.load(Ordering::Relaxed)
     }
 }

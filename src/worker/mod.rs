@@ -267,7 +267,12 @@ impl Ledger {
     fn exhausted(&self, listener: ListenerId, error: io::Error) {
         if let Some(suppressed) = self.exhausted.allow() {
             let core = self.core;
-            self.events.send(Event::Exhausted { core, listener, error, times: suppressed + 1 });
+            self.events.send(Event::Exhausted {
+                core,
+                listener,
+                error,
+                times: suppressed + 1,
+            });
         }
     }
 
@@ -311,7 +316,9 @@ impl Core {
         let pump = match Pump::new(Rc::clone(&engine), monoio_ring) {
             Ok(pump) => pump,
             Err(error) => {
-                return ledger.events.send(Event::Failed(spec.id, StartError::Event(error)));
+                return ledger
+                    .events
+                    .send(Event::Failed(spec.id, StartError::Event(error)));
             }
         };
         let cursors = service
@@ -334,11 +341,17 @@ impl Core {
         core.ledger.events.send(Event::Started(core.id));
     }
 
-    fn serve_mailbox(self: &Rc<Self>, mailbox: Receiver<Message>, sockets: Vec<(ListenerId, OwnedFd)>) {
+    fn serve_mailbox(
+        self: &Rc<Self>,
+        mailbox: Receiver<Message>,
+        sockets: Vec<(ListenerId, OwnedFd)>,
+    ) {
         let core = Rc::clone(self);
         let mut sockets = Some(sockets);
         core::spawn(async move {
-            let result = mailbox.run(|message| core.on_message(message, &mut sockets)).await;
+            let result = mailbox
+                .run(|message| core.on_message(message, &mut sockets))
+                .await;
             // A core that cannot be reached must not go on: it could never be stopped.
             panic!("the mailbox of core {} is unusable: {result:?}", core.id);
         });
@@ -370,7 +383,9 @@ impl Core {
             }
             Message::Abort => {
                 self.aborting.set();
-                self.engine.borrow_mut().abort_all(clock::now_us(), Cause::Drain);
+                self.engine
+                    .borrow_mut()
+                    .abort_all(clock::now_us(), Cause::Drain);
             }
         }
     }

@@ -68,8 +68,16 @@ pub(super) async fn run(
     opening.attempts = attempts.count;
     ledger.note_attempts(settings.upstream, &attempts, result.as_ref().ok());
     match result {
-        Ok(Connected { downstream, upstream, server }) => {
-            let record = Relayed { opening, server, connected_us: now_us };
+        Ok(Connected {
+            downstream,
+            upstream,
+            server,
+        }) => {
+            let record = Relayed {
+                opening,
+                server,
+                connected_us: now_us,
+            };
             let mut engine = core.engine.borrow_mut();
             engine.start(now_us, downstream, upstream, record);
             if core.aborting.is_set() {
@@ -101,13 +109,29 @@ impl Ledger {
         self.metrics.borrow_mut().listener(listener).active += 1;
         let sequence = self.next_sequence.get();
         self.next_sequence.set(sequence + 1);
-        Opening { sequence, listener, upstream, downstream, accepted_us, attempts: 0 }
+        Opening {
+            sequence,
+            listener,
+            upstream,
+            downstream,
+            accepted_us,
+            attempts: 0,
+        }
     }
 
-    fn note_attempts(&self, upstream: UpstreamId, attempts: &Attempts, connected: Option<&Connected>) {
+    fn note_attempts(
+        &self,
+        upstream: UpstreamId,
+        attempts: &Attempts,
+        connected: Option<&Connected>,
+    ) {
         let mut metrics = self.metrics.borrow_mut();
         for &(server, cause) in &attempts.failed {
-            *metrics.server(server).connect_failed_total.entry(cause).or_default() += 1;
+            *metrics
+                .server(server)
+                .connect_failed_total
+                .entry(cause)
+                .or_default() += 1;
         }
         if let Some(connected) = connected {
             let server = metrics.server(connected.server);
@@ -126,7 +150,9 @@ impl Ledger {
         reason: CloseReason,
     ) {
         let last = attempts.failed.last().map(|&(server, _)| server);
-        self.close(now_us, opening, last, reason, |record| record.attempts = attempts.count);
+        self.close(now_us, opening, last, reason, |record| {
+            record.attempts = attempts.count
+        });
     }
 
     fn close(
@@ -158,11 +184,17 @@ impl Ledger {
         let mut metrics = self.metrics.borrow_mut();
         let listener = metrics.listener(opening.listener);
         listener.active -= 1;
-        listener.duration.record(Duration::from_micros(record.duration_us));
+        listener
+            .duration
+            .record(Duration::from_micros(record.duration_us));
         if let Some(us) = record.first_byte_us {
             listener.first_byte.record(Duration::from_micros(us));
         }
-        let key = ClosedKey { listener: opening.listener, server, reason };
+        let key = ClosedKey {
+            listener: opening.listener,
+            server,
+            reason,
+        };
         *metrics.closed.entry(key).or_default() += 1;
         if let Some(access_log) = self.access_log.borrow_mut().as_mut()
             && !access_log.push(record)
@@ -192,7 +224,9 @@ impl Watcher for SessionWatcher {
         let mut metrics = self.ledger.metrics.borrow_mut();
         match from {
             End::Downstream => {
-                metrics.listener(record.opening.listener).received_bytes_total += bytes;
+                metrics
+                    .listener(record.opening.listener)
+                    .received_bytes_total += bytes;
                 metrics.server(record.server).sent_bytes_total += bytes;
             }
             End::Upstream => {
@@ -207,14 +241,19 @@ impl Watcher for SessionWatcher {
     }
 
     fn closed(&mut self, now_us: u64, record: Relayed, summary: Summary) {
-        let Relayed { opening, server, connected_us } = record;
+        let Relayed {
+            opening,
+            server,
+            connected_us,
+        } = record;
         self.ledger.metrics.borrow_mut().server(server).active -= 1;
-        self.ledger.close(now_us, opening, Some(server), summary.reason, |line| {
-            line.connect_us = Some(connected_us - opening.accepted_us);
-            line.first_byte_us = summary.first_byte_us.map(|at| at - opening.accepted_us);
-            line.bytes_to_upstream = summary.to_upstream_bytes;
-            line.bytes_to_downstream = summary.to_downstream_bytes;
-            line.mover = Some(MoverKind::Copy);
-        });
+        self.ledger
+            .close(now_us, opening, Some(server), summary.reason, |line| {
+                line.connect_us = Some(connected_us - opening.accepted_us);
+                line.first_byte_us = summary.first_byte_us.map(|at| at - opening.accepted_us);
+                line.bytes_to_upstream = summary.to_upstream_bytes;
+                line.bytes_to_downstream = summary.to_downstream_bytes;
+                line.mover = Some(MoverKind::Copy);
+            });
     }
 }

@@ -132,7 +132,7 @@ fn head_has_the_length_and_no_body_and_connections_are_kept() {
     (&stream).write_all(requests.as_bytes()).unwrap();
     let (status, head, _) = read_answer(&mut reader, false);
     assert_eq!(status, 200);
-    assert!(head.contains("Content-Length: 32\r\n"), "{head}");
+    assert!(head.contains("Content-Length: 30\r\n"), "{head}");
     assert_eq!(read_answer(&mut reader, true).2, "{}\n");
     let (status, head, _) = read_answer(&mut reader, true);
     assert_eq!(status, 404);
