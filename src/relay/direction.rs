@@ -307,6 +307,22 @@ mod tests {
     }
 
     #[test]
+    fn a_multishot_receive_ends_when_the_peer_does_not_keep_up() {
+        let mut direction = Direction::new();
+        for _ in 0..=MULTISHOT_AFTER {
+            direction.next();
+            direction.on_received(10, false, false);
+            direction.on_sent(10);
+        }
+        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+        direction.on_received(10, false, true);
+        assert_eq!(direction.next(), Step::Send);
+        direction.on_blocked();
+        assert_eq!(direction.next(), Step::StopReceiving);
+        assert_eq!(direction.next(), Step::Rest);
+    }
+
+    #[test]
     fn fin_waits_for_the_last_byte() {
         let mut direction = Direction::new();
         direction.next();

@@ -552,7 +552,8 @@ fn check_end(
     let reason = summary.reason;
     assert!(to.closed);
     let saw_clean_end = to.fin_sent && !to.linger_zero;
-    if saw_clean_end && reason.side != Side::Local {
+    // A FIN reads as the end of the stream even if a reset follows it.
+    if to.fin_sent && reason.side != Side::Local {
         assert!(
             from.peer_fin,
             "session {session}: socket {index} got a FIN nobody sent"
