@@ -1,455 +1,579 @@
-//! Typed reading of the raw tree: every mistake is noted in a [`Report`] and reading goes on.
+//! The relay engine: what happens to a session's bytes once both of its sockets are connected.
 //!
-//! Getters return `None` after they noted a problem, so that the caller can put a default in and
-//! find the next problem. It knows kinds of values but no key of the configuration.
+//! [`Relay::start`] takes a session over; its task ends there. From then on every step is a
+//! completion of the relay ring or a timer, handled inside the pump, until [`Watcher::closed`]
+//! reports the end. No task, no allocation and no lock per byte moved.
+//!
+//! [`direction`] decides what one direction does next; this file carries it out and moves the
+//! bytes (the *copy mover*: receive into a buffer, send from it); [`ending`] takes sessions down.
+//! The engine is generic over [`io::Io`], so that [`simulation`] can drive it with a kernel that
+//! behaves as badly as a seed tells it to.
+//!
+//! A second mover joins at [`Relay::progress`]: a direction's `Step` says *what*, the mover how.
 
-use std::ops::RangeInclusive;
-use std::time::Duration;
+pub mod direction;
+mod ending;
+pub mod io;
+pub mod pair;
+#[cfg(test)]
+mod simulation;
 
-use super::expand;
-use super::limits::NAME_MAX_BYTES;
-use super::raw::{Node, NodeId, Value};
-use super::suggest::closest;
-use crate::units::{ByteSize, UnitError, format_duration, parse_duration, shorten};
+use std::collections::VecDeque;
+use std::io::ErrorKind;
 
-/// The word that switches a setting off.
-pub(super) const OFF: &str = "off";
+use crate::core::pump::Engine;
+use crate::core::wheel::Wheel;
+use crate::outcome::{Cause, CloseReason};
+use crate::ring::{Buffer, Completion, GATHER_MAX, Group, Piece, RelayRing};
+use direction::{Direction, Source, Step};
+use io::Io;
+use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
 
-/// A value and the path to it.
-#[derive(Clone, Debug)]
-pub(super) struct Cursor<'n> {
-    pub(super) node: &'n Node,
-    pub(super) path: String,
+/// Bytes that one direction may deliver in one pass before its neighbours get their turn.
+const BUDGET_PER_PASS_BYTES: u64 = 256 * 1024;
+/// A queue that grew beyond this gives its memory back when it is empty.
+const QUEUE_KEEP: usize = 16;
+
+/// Deadlines of every session, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayOptions {
+    /// No byte in either direction for this long.
+    pub idle_ms: u64,
+    /// One end closed, and no byte from the other for this long.
+    pub half_close_ms: u64,
+    /// A session's whole life from the start of relaying.
+    pub max_age_ms: Option<u64>,
 }
 
-/// A place that outlives the cursor, for the checks that come after reading.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    /// `None` for what has no text: the command line.
-    pub(super) id: Option<NodeId>,
-    pub(super) path: String,
+/// How a session ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Why.
+    pub reason: CloseReason,
+    /// Bytes delivered to the server.
+    pub to_upstream_bytes: u64,
+    /// Bytes delivered to the client.
+    pub to_downstream_bytes: u64,
+    /// When the server's first byte was received (monotonic clock).
+    pub first_byte_us: Option<u64>,
 }
 
-/// One problem before its line is known.
-#[derive(Clone, Debug)]
-pub(super) struct Finding {
-    pub(super) place: Place,
-    pub(super) problem: String,
-    pub(super) remedy: String,
+/// Who is told of what the engine does.
+pub trait Watcher {
+    /// What is kept with a session and handed back at its end.
+    type Record;
+    /// Bytes that came from `from` were delivered to the other end.
+    fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64);
+    /// The engine is about to handle a completion of this session.
+    fn in_hand(&mut self, record: &Self::Record);
+    /// The session is over and its sockets are closed.
+    fn closed(&mut self, now_us: u64, record: Self::Record, summary: Summary);
 }
 
-/// Everything found so far.
-pub(super) struct Report<'e> {
-    env: &'e dyn Fn(&str) -> Option<String>,
-    pub(super) findings: Vec<Finding>,
+/// The engine of one core.
+pub struct Relay<I: Io, W: Watcher> {
+    io: I,
+    watcher: W,
+    options: RelayOptions,
+    slots: Vec<Slot<I, W::Record>>,
+    free: Vec<u32>,
+    active: usize,
+    timers: Wheel<PairId>,
+    /// Directions that spent their budget, oldest first.
+    put_off: VecDeque<(PairId, End)>,
+    /// Directions that wait for a buffer, by group, oldest first.
+    waiting: [VecDeque<(PairId, End)>; 2],
+    blocked_sends_total: u64,
+    due: Vec<PairId>,
 }
 
-/// A mapping whose keys are known.
-pub(super) struct Section<'n> {
-    pub(super) place: Place,
-    entries: Vec<(&'n str, Cursor<'n>)>,
+struct Slot<I: Io, R> {
+    generation: u32,
+    pair: Option<Box<Pair<I, R>>>,
 }
 
-impl<'n> Cursor<'n> {
-    pub(super) fn root(node: &'n Node) -> Self {
+impl<I: Io, W: Watcher> Relay<I, W> {
+    /// An engine without sessions.
+    pub fn new(io: I, watcher: W, options: RelayOptions, now_us: u64) -> Self {
         Self {
-            node,
-            path: String::new(),
+            io,
+            watcher,
+            options,
+            slots: Vec::new(),
+            free: Vec::new(),
+            active: 0,
+            timers: Wheel::new(now_us / 1_000),
+            put_off: VecDeque::new(),
+            waiting: [VecDeque::new(), VecDeque::new()],
+            blocked_sends_total: 0,
+            due: Vec::new(),
         }
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place {
-            id: Some(self.node.id),
-            path: self.path.clone(),
-        }
-    }
-
-    fn key(&self, key: &str, node: &'n Node) -> Self {
-        Self {
-            node,
-            path: join(&self.path, key),
-        }
-    }
-
-    fn index(&self, index: usize, node: &'n Node) -> Self {
-        Self {
-            node,
-            path: format!("{}[{index}]", self.path),
-        }
-    }
-}
-
-/// `a` and `b` make `a.b`; a key that is not a plain word is escaped, so that it stays on one line.
-fn join(path: &str, key: &str) -> String {
-    let key = if key.is_empty() {
-        "\"\"".to_owned()
-    } else {
-        shorten(key)
-    };
-    if path.is_empty() {
-        key
-    } else {
-        format!("{path}.{key}")
-    }
-}
-
-impl<'e> Report<'e> {
-    pub(super) fn new(env: &'e dyn Fn(&str) -> Option<String>) -> Self {
-        Self {
-            env,
-            findings: Vec::new(),
-        }
-    }
-
-    pub(super) fn add(
+    /// Takes a session over: two connected sockets and what to report at the end.
+    pub fn start(
         &mut self,
-        place: Place,
-        problem: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        self.findings.push(Finding {
-            place,
-            problem: problem.into(),
-            remedy: remedy.into(),
+        now_us: u64,
+        downstream: I::Socket,
+        upstream: I::Socket,
+        record: W::Record,
+    ) -> PairId {
+        let now_ms = now_us / 1_000;
+        let pair = Box::new(Pair {
+            sockets: [Some(downstream), Some(upstream)],
+            directions: [Direction::new(), Direction::new()],
+            queues: [VecDeque::new(), VecDeque::new()],
+            delivered_bytes: [0; 2],
+            put_off: [false; 2],
+            watching: [false; 2],
+            unacknowledged: [0; 2],
+            phase: Phase::Relaying,
+            first_fin: None,
+            reason: None,
+            failed: [false; 2],
+            timer: None,
+            started_ms: now_ms,
+            last_activity_ms: now_ms,
+            first_byte_us: None,
+            record,
         });
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                pair: None,
+            });
+            (self.slots.len() - 1) as u32
+        });
+        let entry = &mut self.slots[slot as usize];
+        debug_assert!(entry.pair.is_none());
+        entry.pair = Some(pair);
+        let id = PairId {
+            slot,
+            generation: entry.generation,
+        };
+        self.active += 1;
+        self.rearm_timer(now_ms, id);
+        for end in End::BOTH {
+            self.progress(now_us, id, end);
+        }
+        id
     }
 
-    /// The text of a scalar, expanded. Call it once per value.
-    pub(super) fn text(&mut self, at: &Cursor<'_>) -> Option<String> {
-        match &at.node.value {
-            Value::Scalar(text) => match expand::expand(text, self.env) {
-                // No setting takes an empty text; a variable that is set to nothing ends here too.
-                Ok(text) if text.is_empty() => {
-                    self.add(
-                        at.place(),
-                        "is empty",
-                        "write a value, or remove the key for the default",
-                    );
-                    None
-                }
-                Ok(text) => Some(text),
-                Err(error) => {
-                    self.add(at.place(), error.to_string(), error.remedy());
-                    None
+    /// Sessions alive.
+    pub fn active(&self) -> usize {
+        self.active
+    }
+
+    /// The I/O it drives.
+    pub fn io(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// The watcher.
+    pub fn watcher(&mut self) -> &mut W {
+        &mut self.watcher
+    }
+
+    /// Sends that had to wait for their peer.
+    pub fn blocked_sends_total(&self) -> u64 {
+        self.blocked_sends_total
+    }
+
+    /// Directions waiting for a buffer. Sessions that ended meanwhile may still be counted.
+    pub fn waiting(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    /// When [`Relay::end_of_pass`] must run at the latest, in milliseconds.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.timers.next_ms()
+    }
+
+    /// Whether there is work that no completion announces.
+    pub fn is_busy(&self) -> bool {
+        !self.put_off.is_empty()
+    }
+
+    /// Handles one completion.
+    pub fn complete(&mut self, now_us: u64, completion: Completion) {
+        let (id, operation, end) = parse_token(completion.token);
+        let slot = &self.slots[id.slot as usize];
+        let pair = slot
+            .pair
+            .as_deref()
+            .filter(|_| slot.generation == id.generation);
+        let pair = pair.expect("a session closes only after the last completion of its operations");
+        self.watcher.in_hand(&pair.record);
+        match operation {
+            Operation::Receive => self.on_receive(now_us, id, end, completion),
+            Operation::Send => self.on_send(now_us, id, end, completion.result),
+            Operation::Watch => self.on_watch(now_us, id, end),
+        }
+        self.settle(now_us, id);
+    }
+
+    /// Fires timers and goes on with directions that were put off.
+    pub fn end_of_pass(&mut self, now_us: u64) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now_us / 1_000, &mut due);
+        for id in due.drain(..) {
+            self.on_timer(now_us, id);
+        }
+        self.due = due;
+        // Only those that are queued now: a direction that spends its budget again waits.
+        for _ in 0..self.put_off.len() {
+            let Some((id, end)) = self.put_off.pop_front() else {
+                break;
+            };
+            if let Some(pair) = self.pair(id) {
+                pair.put_off[end as usize] = false;
+                self.progress(now_us, id, end);
+                self.settle(now_us, id);
+            }
+        }
+    }
+
+    fn pair(&mut self, id: PairId) -> Option<&mut Pair<I, W::Record>> {
+        let slot = &mut self.slots[id.slot as usize];
+        if slot.generation == id.generation {
+            slot.pair.as_deref_mut()
+        } else {
+            None
+        }
+    }
+
+    /// A pair that the caller knows to be there.
+    fn live(&mut self, id: PairId) -> &mut Pair<I, W::Record> {
+        self.pair(id)
+            .expect("the caller holds the id of a live session")
+    }
+
+    fn on_receive(&mut self, now_us: u64, id: PairId, from: End, completion: Completion) {
+        let Completion {
+            result,
+            buffer,
+            more,
+            ..
+        } = completion;
+        match (buffer, u32::try_from(result)) {
+            (Some(buffer), Ok(len @ 1..)) => {
+                self.on_bytes(now_us, id, from, buffer, len, more);
+                return self.progress(now_us, id, from);
+            }
+            (Some(unused), _) => self.release(unused),
+            (None, _) => {}
+        }
+        let pair = self.live(id);
+        let direction = pair.direction(from);
+        direction.on_receive_completed(more);
+        match result {
+            // A side that failed has no FIN left to send: after its error was reported once, by a
+            // send, the kernel answers a receive with 0.
+            0 if pair.failed[from as usize] => pair.direction(from).on_failed(),
+            0 => {
+                pair.direction(from).on_fin();
+                pair.first_fin.get_or_insert(from);
+            }
+            negative => match -negative {
+                libc::ENOBUFS => self.on_no_buffer(id, from),
+                // Cancelled by us, or interrupted: `next` decides whether to receive again.
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+                errno => {
+                    pair.direction(from).on_failed();
+                    self.on_failure(now_us, id, from, cause_of(errno));
                 }
             },
-            Value::Null => {
-                self.add(
-                    at.place(),
-                    "has no value",
-                    "write one, or remove the key for the default",
-                );
-                None
+        }
+        self.progress(now_us, id, from);
+    }
+
+    fn on_bytes(
+        &mut self,
+        now_us: u64,
+        id: PairId,
+        from: End,
+        buffer: Buffer,
+        len: u32,
+        more: bool,
+    ) {
+        let full = len == self.io.buffer_bytes();
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("checked by complete");
+        pair.last_activity_ms = now_us / 1_000;
+        if from == End::Upstream && pair.first_byte_us.is_none() {
+            pair.first_byte_us = Some(now_us);
+        }
+        let direction = &mut pair.directions[from as usize];
+        if direction.on_received(len, full, more) {
+            pair.queues[from as usize].push_back(Chunk {
+                buffer,
+                from: 0,
+                len,
+            });
+            if pair.directions[from as usize].must_leave_multishot() {
+                self.io.cancel(token(id, Operation::Receive, from));
             }
-            Value::List(_) | Value::Map(_) => {
-                let problem = format!("is {}, but must be one value", kind(at.node));
-                self.add(
-                    at.place(),
-                    problem,
-                    "write one value; quote it if it holds [ ] { }",
-                );
-                None
+        } else {
+            self.release(buffer);
+        }
+    }
+
+    fn on_no_buffer(&mut self, id: PairId, from: End) {
+        let group = self.live(id).direction(from).group();
+        if !self.io.widen(group) {
+            self.live(id).direction(from).on_no_buffer();
+            self.waiting[group as usize].push_back((id, from));
+        }
+    }
+
+    fn on_send(&mut self, now_us: u64, id: PairId, from: End, result: i32) {
+        let pair = self.live(id);
+        pair.direction(from).on_unblocked();
+        match result {
+            sent @ 0.. => {
+                pair.last_activity_ms = now_us / 1_000;
+                self.consume(id, from, sent as u32);
+            }
+            negative => match -negative {
+                // Cancelled by us, or interrupted: whatever is still wanted is sent again.
+                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+                errno => self.on_failure(now_us, id, from.other(), cause_of(errno)),
+            },
+        }
+        if self.live(id).direction(from).is_discarding() {
+            self.drop_queue(id, from);
+        }
+        self.progress(now_us, id, from);
+    }
+
+    fn on_watch(&mut self, now_us: u64, id: PairId, end: End) {
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("checked by complete");
+        pair.watching[end as usize] = false;
+        // A hang-up without an error is the ordinary end of a socket that sent and received FIN.
+        if let Err(error) = self.io.take_error(pair.socket(end)) {
+            let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
+            self.on_failure(now_us, id, end, cause);
+        }
+    }
+
+    /// Does whatever the direction asks for, until it rests or has spent its budget.
+    fn progress(&mut self, now_us: u64, id: PairId, from: End) {
+        let mut spent_bytes = 0;
+        while let Some(pair) = self.pair(id) {
+            if pair.phase == Phase::Closing || pair.put_off[from as usize] {
+                return;
+            }
+            match pair.direction(from).next() {
+                Step::Rest => return,
+                Step::Receive(group, shots) => {
+                    let pair = self.slots[id.slot as usize]
+                        .pair
+                        .as_deref()
+                        .expect("just seen");
+                    let token = token(id, Operation::Receive, from);
+                    self.io.recv(pair.socket(from), group, shots, token);
+                }
+                Step::StopReceiving => self.io.cancel(token(id, Operation::Receive, from)),
+                Step::Send if spent_bytes >= BUDGET_PER_PASS_BYTES => {
+                    pair.put_off[from as usize] = true;
+                    self.put_off.push_back((id, from));
+                    return;
+                }
+                Step::Send => spent_bytes += self.deliver(now_us, id, from),
+                Step::PassFin => {
+                    let pair = self.slots[id.slot as usize]
+                        .pair
+                        .as_deref()
+                        .expect("just seen");
+                    self.io.shutdown_write(pair.socket(from.other()));
+                    self.live(id).last_activity_ms = now_us / 1_000;
+                    self.rearm_timer(now_us / 1_000, id);
+                }
             }
         }
     }
 
-    /// The items of a list.
-    pub(super) fn list<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<Cursor<'n>>> {
-        match &at.node.value {
-            Value::List(items) => Some(
-                items
-                    .iter()
-                    .enumerate()
-                    .map(|(index, item)| at.index(index, item))
-                    .collect(),
-            ),
-            Value::Null | Value::Scalar(_) | Value::Map(_) => {
-                self.add(
-                    at.place(),
-                    format!("is {}, but must be a list", kind(at.node)),
-                    "write it as [a, b]",
-                );
-                None
-            }
+    /// Sends what the destination takes at once, and leaves the rest of the first piece to the
+    /// ring if it does not take all. Returns the bytes sent.
+    fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> u64 {
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by progress");
+        let queue = &pair.queues[from as usize];
+        let first = queue
+            .front()
+            .expect("a direction asks to send only what is queued");
+        let mut pieces = [Piece {
+            buffer: &first.buffer,
+            from: first.from,
+            len: first.len,
+        }; GATHER_MAX];
+        let mut offered = 0;
+        let mut count = 0;
+        for (piece, chunk) in pieces.iter_mut().zip(queue) {
+            *piece = Piece {
+                buffer: &chunk.buffer,
+                from: chunk.from,
+                len: chunk.len,
+            };
+            offered += chunk.len - chunk.from;
+            count += 1;
         }
-    }
-
-    /// The entries of a mapping, the first of equal keys only; the others are noted. `null` is an
-    /// empty mapping: a section whose every line is commented out.
-    fn entries<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, NodeId, Cursor<'n>)>> {
-        let entries = match &at.node.value {
-            Value::Map(entries) => entries.as_slice(),
-            Value::Null => &[],
-            Value::Scalar(_) | Value::List(_) => {
-                let problem = format!("is {}, but must be a mapping", kind(at.node));
-                self.add(at.place(), problem, "write it as lines of `key: value`");
-                return None;
-            }
+        let socket = pair.sockets[from.other() as usize]
+            .as_ref()
+            .expect("open while relaying");
+        let sent = match self.io.send_now(socket, &pieces[..count]) {
+            Ok(sent) => sent as u32,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => 0,
+                ErrorKind::Interrupted => return 0,
+                _ => {
+                    let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
+                    self.on_failure(now_us, id, from.other(), cause);
+                    return 0;
+                }
+            },
         };
-        let mut unique: Vec<(&str, NodeId, Cursor<'_>)> = Vec::with_capacity(entries.len());
-        let mut seen = std::collections::HashSet::with_capacity(entries.len());
-        for entry in entries {
-            let value = at.key(&entry.key, &entry.value);
-            if seen.insert(entry.key.as_str()) {
-                unique.push((&entry.key, entry.key_id, value));
-            } else {
-                let place = Place {
-                    id: Some(entry.key_id),
-                    path: value.path,
-                };
-                self.add(
-                    place,
-                    "stands here a second time",
-                    "keep one of the two, or rename one",
-                );
-            }
+        if sent > 0 {
+            self.consume(id, from, sent);
         }
-        Some(unique)
+        if sent < offered {
+            self.wait_for_peer(id, from);
+        }
+        u64::from(sent)
     }
 
-    /// A mapping with fixed keys. Others are noted, with the key that was probably meant.
-    pub(super) fn section<'n>(&mut self, at: &Cursor<'n>, known: &[&str]) -> Option<Section<'n>> {
-        let mut entries = Vec::new();
-        for (key, key_id, value) in self.entries(at)? {
-            if known.contains(&key) {
-                entries.push((key, value));
+    /// The destination is full: the ring sends the first piece when it can.
+    fn wait_for_peer(&mut self, id: PairId, from: End) {
+        self.blocked_sends_total += 1;
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by deliver");
+        let chunk = pair.queues[from as usize]
+            .front()
+            .expect("not all was sent");
+        let socket = pair.sockets[from.other() as usize]
+            .as_ref()
+            .expect("open while relaying");
+        let token_of = |operation| token(id, operation, from);
+        self.io.send(
+            socket,
+            &chunk.buffer,
+            chunk.from,
+            chunk.len,
+            token_of(Operation::Send),
+        );
+        pair.directions[from as usize].on_blocked();
+        pair.unacknowledged[from.other() as usize] = self.io.unacknowledged_bytes(socket);
+        // No receive is armed meanwhile, so a reset of the source would go unseen.
+        if !std::mem::replace(&mut pair.watching[from as usize], true) {
+            self.io.watch(pair.socket(from), token_of(Operation::Watch));
+        }
+    }
+
+    /// The destination took `sent` bytes from the head of the queue.
+    fn consume(&mut self, id: PairId, from: End, sent: u32) {
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("the caller's pair");
+        pair.delivered_bytes[from as usize] += u64::from(sent);
+        self.watcher.delivered(&pair.record, from, u64::from(sent));
+        if pair.directions[from as usize].is_discarding() {
+            return;
+        }
+        pair.directions[from as usize].on_sent(sent);
+        let mut left = sent;
+        while left > 0 {
+            let pair = self.live(id);
+            let queue = &mut pair.queues[from as usize];
+            let chunk = queue.front_mut().expect("no more was sent than was queued");
+            let part = left.min(chunk.len - chunk.from);
+            chunk.from += part;
+            left -= part;
+            if chunk.from == chunk.len {
+                let chunk = queue.pop_front().expect("just seen");
+                if queue.is_empty() && queue.capacity() > QUEUE_KEEP {
+                    *queue = VecDeque::new();
+                }
+                self.release(chunk.buffer);
+            }
+        }
+    }
+
+    /// Gives a buffer back, and to the direction that has waited longest for one.
+    fn release(&mut self, buffer: Buffer) {
+        let group = self.io.release(buffer);
+        self.wake_waiting(group);
+    }
+
+    fn wake_waiting(&mut self, group: Group) {
+        while let Some((id, from)) = self.waiting[group as usize].pop_front() {
+            let Some(pair) = self.pair(id) else { continue };
+            if pair.phase == Phase::Closing {
                 continue;
             }
-            let remedy = match closest(key, known) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("known here: {}", known.join(", ")),
-            };
-            self.add(
-                Place {
-                    id: Some(key_id),
-                    path: value.path,
-                },
-                "unknown key",
-                remedy,
-            );
-        }
-        Some(Section {
-            place: at.place(),
-            entries,
-        })
-    }
-
-    /// A mapping whose keys are names that the user gives.
-    pub(super) fn named<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, Cursor<'n>)>> {
-        let entries = self.entries(at)?;
-        let mut named = Vec::with_capacity(entries.len());
-        for (name, key_id, value) in entries {
-            let plain =
-                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-            if name.is_empty() || name.len() > NAME_MAX_BYTES || !name.bytes().all(plain) {
-                let place = Place {
-                    id: Some(key_id),
-                    path: value.path.clone(),
-                };
-                let remedy = format!("use 1 to {NAME_MAX_BYTES} letters, digits, `_`, `-` or `.`");
-                self.add(place, "cannot be a name", remedy);
-            }
-            named.push((name, value));
-        }
-        Some(named)
-    }
-
-    /// A whole number within limits.
-    pub(super) fn number(&mut self, at: &Cursor<'_>, range: &RangeInclusive<u64>) -> Option<u64> {
-        let text = self.text(at)?;
-        let remedy = format!(
-            "write a whole number from {} to {}",
-            range.start(),
-            range.end()
-        );
-        let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match text.parse::<u64>() {
-            Ok(number) if digits_only && range.contains(&number) => Some(number),
-            _ if digits_only => {
-                self.add(
-                    at.place(),
-                    format!("`{}` is out of range", shorten(&text)),
-                    remedy,
+            let direction = pair.direction(from);
+            direction.on_buffer_back();
+            // Only a receive can follow: a direction waits for a buffer with an empty queue.
+            if let Step::Receive(group, shots) = direction.next() {
+                let pair = self.slots[id.slot as usize]
+                    .pair
+                    .as_deref()
+                    .expect("just seen");
+                self.io.recv(
+                    pair.socket(from),
+                    group,
+                    shots,
+                    token(id, Operation::Receive, from),
                 );
-                None
-            }
-            _ => {
-                self.add(
-                    at.place(),
-                    format!("`{}` is not a whole number", shorten(&text)),
-                    remedy,
-                );
-                None
-            }
-        }
-    }
-
-    /// A number of bytes within limits.
-    pub(super) fn byte_size(
-        &mut self,
-        at: &Cursor<'_>,
-        range: &RangeInclusive<u64>,
-        step: u64,
-    ) -> Option<u64> {
-        let text = self.text(at)?;
-        let ByteSize(bytes) = self.parsed(at, text.parse())?;
-        if range.contains(&bytes) && bytes.is_multiple_of(step) {
-            return Some(bytes);
-        }
-        let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
-        let problem = if range.contains(&bytes) {
-            "is not a whole multiple"
-        } else {
-            "is out of range"
-        };
-        let remedy = format!(
-            "write a multiple of {} from {least} to {most}",
-            ByteSize(step)
-        );
-        self.add(at.place(), format!("`{text}` {problem}"), remedy);
-        None
-    }
-
-    /// A duration within limits.
-    pub(super) fn duration(
-        &mut self,
-        at: &Cursor<'_>,
-        range: &RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        let text = self.text(at)?;
-        if text == OFF {
-            self.add(
-                at.place(),
-                "cannot be off",
-                "write a duration, or remove the key for the default",
-            );
-            return None;
-        }
-        self.checked_duration(at, &text, range, "")
-    }
-
-    /// A duration within limits, or `off`.
-    pub(super) fn duration_or_off(
-        &mut self,
-        at: &Cursor<'_>,
-        range: &RangeInclusive<Duration>,
-    ) -> Option<Option<Duration>> {
-        let text = self.text(at)?;
-        if text == OFF {
-            return Some(None);
-        }
-        self.checked_duration(at, &text, range, ", or off")
-            .map(Some)
-    }
-
-    /// `alternative` is what else could be written, as the end of the remedy.
-    fn checked_duration(
-        &mut self,
-        at: &Cursor<'_>,
-        text: &str,
-        range: &RangeInclusive<Duration>,
-        alternative: &str,
-    ) -> Option<Duration> {
-        match parse_duration(text) {
-            Ok(duration) if range.contains(&duration) => Some(duration),
-            Ok(_) => {
-                let (least, most) = (
-                    format_duration(*range.start()),
-                    format_duration(*range.end()),
-                );
-                let problem = format!("`{}` is out of range", shorten(text));
-                self.add(
-                    at.place(),
-                    problem,
-                    format!("write {least} to {most}{alternative}"),
-                );
-                None
-            }
-            Err(error) => {
-                self.add(
-                    at.place(),
-                    error.to_string(),
-                    format!("{}{alternative}", error.remedy()),
-                );
-                None
-            }
-        }
-    }
-
-    /// `true` or `false`. The YAML 1.1 words `yes` and `on` are text in YAML 1.2.
-    pub(super) fn boolean(&mut self, at: &Cursor<'_>) -> Option<bool> {
-        self.choice(at, &[("true", true), ("false", false)])
-    }
-
-    /// One of a few words.
-    pub(super) fn choice<T: Copy>(&mut self, at: &Cursor<'_>, choices: &[(&str, T)]) -> Option<T> {
-        let text = self.text(at)?;
-        let chosen = choices
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value);
-        if chosen.is_none() {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            let remedy = match words.as_slice() {
-                [one] => format!("write {one}"),
-                [one, other] => format!("write {one} or {other}"),
-                many => format!("write one of {}", many.join(", ")),
-            };
-            self.add(
-                at.place(),
-                format!("`{}` is not a choice", shorten(&text)),
-                remedy,
-            );
-        }
-        chosen
-    }
-
-    /// Notes why a text is not the quantity it should be.
-    pub(super) fn parsed<T>(&mut self, at: &Cursor<'_>, parsed: Result<T, UnitError>) -> Option<T> {
-        match parsed {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.add(at.place(), error.to_string(), error.remedy());
-                None
+                return;
             }
         }
     }
 }
 
-impl<'n> Section<'n> {
-    /// The value of a key, if it is there.
-    pub(super) fn get(&self, key: &str) -> Option<&Cursor<'n>> {
-        self.entries
-            .iter()
-            .find(|(name, _)| *name == key)
-            .map(|(_, value)| value)
+impl<W: Watcher> Engine for Relay<RelayRing, W> {
+    fn ring(&mut self) -> &mut RelayRing {
+        &mut self.io
     }
 
-    /// The value of a key that must be there.
-    pub(super) fn require(
-        &self,
-        report: &mut Report<'_>,
-        key: &str,
-        example: &str,
-    ) -> Option<&Cursor<'n>> {
-        let found = self.get(key);
-        if found.is_none() {
-            report.add(
-                self.place.clone(),
-                format!("`{key}` is missing"),
-                format!("add it, like `{example}`"),
-            );
-        }
-        found
+    fn complete(&mut self, now_us: u64, completion: Completion) {
+        Relay::complete(self, now_us, completion);
+    }
+
+    fn end_of_pass(&mut self, now_us: u64) {
+        Relay::end_of_pass(self, now_us);
+    }
+
+    fn is_busy(&self) -> bool {
+        Relay::is_busy(self)
+    }
+
+    fn next_deadline_ms(&self) -> Option<u64> {
+        Relay::next_deadline_ms(self)
     }
 }
 
-fn kind(node: &Node) -> &'static str {
-    match node.value {
-        Value::Null => "empty",
-        Value::Scalar(_) => "one value",
-        Value::List(_) => "a list",
-        Value::Map(_) => "a mapping",
+/// What a socket error says about the peer.
+fn cause_of(errno: i32) -> Cause {
+    match errno {
+        // EPIPE: the peer reset the connection and the error was already reported once.
+        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => Cause::Reset,
+        libc::ETIMEDOUT => Cause::PeerTimeout,
+        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
+            Cause::Unreachable
+        }
+        libc::ENOMEM | libc::ENOBUFS | libc::EMFILE | libc::ENFILE => Cause::LocalResources,
+        _ => Cause::SocketError,
     }
+}
+
+fn is_over(direction: &Direction) -> bool {
+    direction.queued_bytes() == 0
+        && !direction.is_blocked()
+        && (direction.source() == Source::Failed || direction.is_finished())
 }
