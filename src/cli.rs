@@ -112,7 +112,7 @@ Examples:
   corelay relay --listen [::]:443 --to 10.0.0.5:443 --to 10.0.0.6:443 --admin 127.0.0.1:9901
   corelay relay --listen unix:/run/app.sock --to 127.0.0.1:9090")]
 pub struct RelayArgs {
-    /// Where to listen: IP:PORT, [IP]:PORT, unix:/PATH, or a bare port for 0.0.0.0
+    /// Where to listen: IP:PORT (IPv6 in brackets), unix:/PATH, or a bare port for 0.0.0.0
     #[arg(long, short, value_name = "ADDR")]
     pub listen: String,
     /// A server: HOST:PORT, IP:PORT or unix:/PATH; repeat it for more, they take turns
@@ -248,7 +248,7 @@ mod tests {
     fn defaults_are_those_of_the_documentation() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' ')).expect(line).command;
         assert!(
-            matches!(parse("corelay run"), Command::Run(args) if args.config == PathBuf::from("config.yaml"))
+            matches!(parse("corelay run"), Command::Run(args) if args.config.as_os_str() == "config.yaml")
         );
         assert!(matches!(
             parse("corelay check --print"),

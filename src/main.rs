@@ -3,9 +3,12 @@
 use std::process;
 
 use clap::Parser;
-use corelay::cli::{self, Cli, Command, ExitCode};
+use corelay::cli::{self, Cli, Command, DemoArgs, DoctorArgs, ExitCode};
+use corelay::config::model::{LogFormat, LogLevel};
 use corelay::config::{self, Config, LoadError};
 use corelay::control::{self, RunError, process_log};
+use corelay::demo::{self, DemoError};
+use corelay::doctor;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,7 +23,8 @@ fn main() -> process::ExitCode {
             args.admin.as_deref(),
         )),
         Command::Check(args) => cli::check(&args),
-        Command::Doctor(_) | Command::Demo(_) => ExitCode::Failed,
+        Command::Doctor(args) => examine(&args),
+        Command::Demo(args) => show(&args),
     };
     code.into()
 }
@@ -42,6 +46,39 @@ fn run(config: Result<Config, LoadError>) -> ExitCode {
         Err(error) => {
             eprintln!("corelay: {error}");
             exit_code(&error)
+        }
+    }
+}
+
+fn examine(args: &DoctorArgs) -> ExitCode {
+    let config = match args.config.as_deref().map(config::load).transpose() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::BadConfig;
+        }
+    };
+    if doctor::run(config.as_ref(), args.json) {
+        ExitCode::Ok
+    } else {
+        ExitCode::HostUnfit
+    }
+}
+
+fn show(args: &DemoArgs) -> ExitCode {
+    if let Err(error) = process_log::init(LogLevel::Warn, LogFormat::Text) {
+        eprintln!("corelay: {error}");
+        return ExitCode::Failed;
+    }
+    match demo::run(args.listen, args.admin, args.exit) {
+        Ok(()) => ExitCode::Ok,
+        Err(error) => {
+            eprintln!("corelay: {error}");
+            match error {
+                DemoError::Run(error) => exit_code(&error),
+                DemoError::Config(_) => ExitCode::BadConfig,
+                DemoError::Io(_) => ExitCode::Failed,
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod problem;
 mod raw;
 mod read;
 mod render;
+mod suggest;
 mod validate;
 
 use std::path::Path;
@@ -33,6 +34,8 @@ use read::Finding;
 /// Problems whose line is looked up; finding one line reads the text once more. Whoever has this many
 /// problems gets the paths of the others all the same.
 const POSITIONS_MAX: usize = 100;
+/// Most text that is read to look lines up, in bytes: less than a second's work.
+const POSITIONS_MAX_BYTES: usize = 32 << 20;
 
 /// What errors about the command line are attributed to.
 const COMMAND_LINE: &str = "command line";
@@ -78,9 +81,10 @@ pub fn from_str(
 ) -> Result<Config, LoadError> {
     let root = raw::parse(text).map_err(|problem| LoadError::new(source_name, vec![problem]))?;
     validate::validate(&root, env).map_err(|findings| {
+        let most = POSITIONS_MAX.min(POSITIONS_MAX_BYTES / text.len().max(1));
         LoadError::new(
             source_name,
-            locate_findings(findings, |id| raw::locate(text, id)),
+            locate_findings(findings, most, |id| raw::locate(text, id)),
         )
     })
 }
@@ -93,7 +97,7 @@ pub fn from_str(
 /// Everything that is wrong with the arguments, by the name of the option.
 pub fn for_relay(listen: &str, to: &[String], admin: Option<&str>) -> Result<Config, LoadError> {
     validate::validate_relay(listen, to, admin)
-        .map_err(|findings| LoadError::new(COMMAND_LINE, locate_findings(findings, |_| None)))
+        .map_err(|findings| LoadError::new(COMMAND_LINE, locate_findings(findings, 0, |_| None)))
 }
 
 /// Every key of the full form, as a path like `tcp.keepalive.idle`. `NAME` stands for a name that the
@@ -102,9 +106,10 @@ pub fn known_keys() -> Vec<String> {
     validate::known_keys()
 }
 
-/// Puts findings in the order of the text and looks their lines up.
+/// Puts findings in the order of the text and looks the lines of the first `most` up.
 fn locate_findings(
     mut findings: Vec<Finding>,
+    most: usize,
     locate: impl Fn(raw::NodeId) -> Option<Position>,
 ) -> Vec<Problem> {
     // Stable: findings about one place stay in the order in which they were made.
@@ -119,7 +124,7 @@ fn locate_findings(
         },
     ) in findings.into_iter().enumerate()
     {
-        let position = place.id.filter(|_| index < POSITIONS_MAX).and_then(&locate);
+        let position = place.id.filter(|_| index < most).and_then(&locate);
         problems.push(Problem {
             position,
             path: place.path,

@@ -103,14 +103,26 @@ fn syntax_problem(error: &serde_yaml::Error) -> Problem {
         Some((path, rest)) if !path.contains(' ') => (path.to_owned(), rest.to_owned()),
         _ => (String::new(), problem),
     };
-    let remedy = if problem == TAG_PROBLEM {
-        "remove the `!tag`"
-    } else if problem == KEY_PROBLEM {
-        "write a plain name before the colon"
-    } else if problem.starts_with("deserializing from YAML containing more than one document") {
-        "keep one document; remove the `---` lines"
-    } else {
-        "check the indentation, and quote values that hold [ ] { } # or `: `, like \"[::]:9000\""
+    let (problem, remedy) = match problem.as_str() {
+        TAG_PROBLEM => (problem, "remove the `!tag`"),
+        KEY_PROBLEM => (problem, "write a plain name before the colon"),
+        "unknown anchor" => (problem, "define it before, with &, or remove the *"),
+        "repetition limit exceeded" => (
+            "aliases expand to too many values".to_owned(),
+            "write the values out",
+        ),
+        "recursion limit exceeded" => (
+            "lists or mappings are nested too deep".to_owned(),
+            "remove the extra levels",
+        ),
+        text if text.contains("more than one document") => (
+            "there is more than one YAML document".to_owned(),
+            "keep one; remove the `---` lines",
+        ),
+        _ => (
+            problem,
+            "check the indentation, and quote values that hold [ ] { } # or `: `, like \"[::]:9000\" or \"${NAME}\"",
+        ),
     };
     Problem {
         position,

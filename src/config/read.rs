@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::expand;
 use super::limits::NAME_MAX_BYTES;
 use super::raw::{Node, NodeId, Value};
+use super::suggest::closest;
 use crate::units::{ByteSize, UnitError, format_duration, parse_duration, shorten};
 
 /// The word that switches a setting off.
@@ -81,7 +82,11 @@ impl<'n> Cursor<'n> {
 
 /// `a` and `b` make `a.b`; a key that is not a plain word is escaped, so that it stays on one line.
 fn join(path: &str, key: &str) -> String {
-    let key = shorten(key);
+    let key = if key.is_empty() {
+        "\"\"".to_owned()
+    } else {
+        shorten(key)
+    };
     if path.is_empty() {
         key
     } else {
@@ -114,6 +119,15 @@ impl<'e> Report<'e> {
     pub(super) fn text(&mut self, at: &Cursor<'_>) -> Option<String> {
         match &at.node.value {
             Value::Scalar(text) => match expand::expand(text, self.env) {
+                // No setting takes an empty text; a variable that is set to nothing ends here too.
+                Ok(text) if text.is_empty() => {
+                    self.add(
+                        at.place(),
+                        "is empty",
+                        "write a value, or remove the key for the default",
+                    );
+                    None
+                }
                 Ok(text) => Some(text),
                 Err(error) => {
                     self.add(at.place(), error.to_string(), error.remedy());
@@ -312,7 +326,7 @@ impl<'e> Report<'e> {
             );
             return None;
         }
-        self.checked_duration(at, &text, range)
+        self.checked_duration(at, &text, range, "")
     }
 
     /// A duration within limits, or `off`.
@@ -325,30 +339,42 @@ impl<'e> Report<'e> {
         if text == OFF {
             return Some(None);
         }
-        self.checked_duration(at, &text, range).map(Some)
+        self.checked_duration(at, &text, range, ", or off")
+            .map(Some)
     }
 
+    /// `alternative` is what else could be written, as the end of the remedy.
     fn checked_duration(
         &mut self,
         at: &Cursor<'_>,
         text: &str,
         range: &RangeInclusive<Duration>,
+        alternative: &str,
     ) -> Option<Duration> {
-        let duration = self.parsed(at, parse_duration(text))?;
-        if range.contains(&duration) {
-            return Some(duration);
+        match parse_duration(text) {
+            Ok(duration) if range.contains(&duration) => Some(duration),
+            Ok(_) => {
+                let (least, most) = (
+                    format_duration(*range.start()),
+                    format_duration(*range.end()),
+                );
+                let problem = format!("`{}` is out of range", shorten(text));
+                self.add(
+                    at.place(),
+                    problem,
+                    format!("write {least} to {most}{alternative}"),
+                );
+                None
+            }
+            Err(error) => {
+                self.add(
+                    at.place(),
+                    error.to_string(),
+                    format!("{}{alternative}", error.remedy()),
+                );
+                None
+            }
         }
-        let remedy = format!(
-            "write {} to {}",
-            format_duration(*range.start()),
-            format_duration(*range.end())
-        );
-        self.add(
-            at.place(),
-            format!("`{}` is out of range", shorten(text)),
-            remedy,
-        );
-        None
     }
 
     /// `true` or `false`. The YAML 1.1 words `yes` and `on` are text in YAML 1.2.
@@ -365,10 +391,15 @@ impl<'e> Report<'e> {
             .map(|(_, value)| *value);
         if chosen.is_none() {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            let remedy = match words.as_slice() {
+                [one] => format!("write {one}"),
+                [one, other] => format!("write {one} or {other}"),
+                many => format!("write one of {}", many.join(", ")),
+            };
             self.add(
                 at.place(),
                 format!("`{}` is not a choice", shorten(&text)),
-                format!("write {}", words.join(" or ")),
+                remedy,
             );
         }
         chosen
@@ -420,75 +451,5 @@ fn kind(node: &Node) -> &'static str {
         Value::Scalar(_) => "one value",
         Value::List(_) => "a list",
         Value::Map(_) => "a mapping",
-    }
-}
-
-/// The known word that a misspelt one was probably meant to be: at most a third of it differs.
-pub(super) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    // A key far longer than any known one is not a slip, and comparing it would cost its square.
-    if word.len() > NAME_MAX_BYTES {
-        return None;
-    }
-    let differs_most = (word.chars().count() / 3).max(1);
-    let scored = known
-        .iter()
-        .map(|candidate| (edit_distance(word, candidate), *candidate));
-    scored
-        .filter(|(distance, _)| *distance <= differs_most)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, word)| word)
-}
-
-/// Levenshtein's distance without regard to case; a swap of neighbours counts as one.
-fn edit_distance(one: &str, other: &str) -> usize {
-    let fold = |text: &str| {
-        text.chars()
-            .map(|c| {
-                if c == '-' {
-                    '_'
-                } else {
-                    c.to_ascii_lowercase()
-                }
-            })
-            .collect()
-    };
-    let one: Vec<char> = fold(one);
-    let other: Vec<char> = fold(other);
-    let mut before_previous: Vec<usize> = Vec::new();
-    let mut previous: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.iter().enumerate() {
-        let mut current = vec![i + 1];
-        for (j, b) in other.iter().enumerate() {
-            let replaced = previous[j] + usize::from(a != b);
-            let mut best = replaced.min(previous[j + 1] + 1).min(current[j] + 1);
-            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
-                best = best.min(before_previous[j - 1] + 1);
-            }
-            current.push(best);
-        }
-        before_previous = std::mem::replace(&mut previous, current);
-    }
-    previous[other.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slips_are_recognised_and_strangers_are_not() {
-        let known = ["connect", "idle", "half_close", "max_age", "drain"];
-        for (word, expected) in [
-            ("conect", Some("connect")),
-            ("idel", Some("idle")),
-            ("half-close", Some("half_close")),
-            ("HalfClose", Some("half_close")),
-            ("maxage", Some("max_age")),
-            ("keepalive", None),
-            ("x", None),
-            ("", None),
-        ] {
-            assert_eq!(closest(word, &known), expected, "{word}");
-        }
     }
 }

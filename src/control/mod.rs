@@ -28,8 +28,9 @@ use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
 use crate::relay::RelayOptions;
-use crate::ring::RingOptions;
-use crate::sys::{affinity, process, socket};
+use crate::ring::{RingError, RingOptions};
+use crate::sys::limits::KernelVersion;
+use crate::sys::{affinity, probe, process, socket};
 use crate::units::{Address, CoreId};
 use crate::worker::budget::FdBudget;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
@@ -196,8 +197,39 @@ impl Running {
     }
 }
 
+/// The features of this host's io_uring, or why it cannot be used.
 fn check_host() -> Result<Vec<(&'static str, bool)>, RunError> {
-    Ok(Vec::new())
+    let features = probe::io_uring().map_err(|blocked| RunError::HostUnfit(blocked.to_string()))?;
+    if let Some(missing) = features
+        .iter()
+        .find(|feature| feature.needed && !feature.present)
+    {
+        return Err(RunError::HostUnfit(format!(
+            "io_uring lacks {} ({}), which Linux has since {}; nothing was started; run Linux {} or newer",
+            missing.name,
+            missing.purpose,
+            missing.since,
+            KernelVersion::MINIMUM
+        )));
+    }
+    Ok(features
+        .iter()
+        .map(|feature| (feature.name, feature.present))
+        .collect())
+}
+
+/// A core that could not start, in the words of the probe where the kernel refused a ring.
+fn core_failed(core: CoreId, error: StartError) -> RunError {
+    if let StartError::Ring(
+        RingError::Setup(source) | RingError::BufferRing(source) | RingError::Slab(source),
+    )
+    | StartError::Runtime(source) = &error
+        && let Some(errno) = source.raw_os_error()
+    {
+        let blocked = probe::classify(errno, &probe::Surroundings::read());
+        return RunError::HostUnfit(format!("core {core}: {blocked}"));
+    }
+    RunError::Core { core, error }
 }
 
 fn out_of_fds(error: std::io::Error) -> RunError {
@@ -404,7 +436,7 @@ fn await_cores(
         let left = deadline.saturating_duration_since(Instant::now());
         match notices.recv_timeout(left) {
             Ok(Notice::Core(Event::Failed(core, error))) => {
-                return Err(RunError::Core { core, error });
+                return Err(core_failed(core, error));
             }
             Ok(Notice::Core(event)) if is_awaited(&event) => missing -= 1,
             Ok(_) => {}

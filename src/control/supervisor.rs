@@ -54,6 +54,15 @@ impl Running {
         Ok(())
     }
 
+    /// Stops at once, as if told to.
+    pub fn stop(self) -> Result<(), super::RunError> {
+        let notifier = Notifier::new(&Environment::read(), std::process::id())
+            .map_err(|error| super::RunError::Failed(error.to_string()))?;
+        self.drain(&notifier);
+        self.end();
+        Ok(())
+    }
+
     /// Until the first stop signal.
     fn serve(&self, notifier: &Notifier) {
         let interval = notifier

@@ -7,8 +7,10 @@ pub mod affinity;
 pub mod clock;
 pub mod event;
 pub mod fd;
+pub mod limits;
 pub mod lock;
 pub mod pages;
+pub mod probe;
 pub mod process;
 pub mod socket;
 

@@ -8,7 +8,8 @@ use crate::config::model::{
     Admin, Balance, Buffers, Config, Listener, Log, Server, ServerAddress, TcpOptions, Timeouts,
     Upstream, Workers,
 };
-use crate::config::read::{Place, Report, closest};
+use crate::config::read::{Place, Report};
+use crate::config::suggest::closest;
 use crate::units::{Address, UpstreamId, shorten};
 
 /// A configuration with holes where something was wrong, and the place of each part.

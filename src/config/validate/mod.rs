@@ -300,7 +300,7 @@ fn unix_mode(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<u32> {
     match u32::from_str_radix(&text, 8) {
         Ok(mode) if octal && mode <= UNIX_MODE_MAX => Some(mode),
         _ => {
-            let problem = format!("`{}` is not an octal mode", shorten(&text));
+            let problem = format!("`{}` is not an octal mode from 0 to 0777", shorten(&text));
             report.add(
                 at.place(),
                 problem,
@@ -436,6 +436,14 @@ fn parse_admin(
 /// As [`parse_bind`], and a bare port means every IPv4 address.
 fn parse_listen(report: &mut Report<'_>, place: &Place, text: &str) -> Option<Address> {
     if is_port(text) {
+        if text.parse::<u16>().is_err() {
+            report.add(
+                place.clone(),
+                format!("`{}` is not a port", shorten(text)),
+                "write a port from 0 to 65535",
+            );
+            return None;
+        }
         return parse_bind(report, place, &format!("0.0.0.0:{text}"));
     }
     parse_bind(report, place, text)

@@ -12,7 +12,7 @@ use crate::config::model::{
 };
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, OFF, Report, Section};
-use crate::units::{ByteSize, shorten};
+use crate::units::{ByteSize, format_duration, shorten};
 
 pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
 pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "max_age", "drain"];
@@ -184,7 +184,10 @@ fn keepalive_seconds(
     if duration.subsec_nanos() != 0 {
         report.add(
             at.place(),
-            "is not a whole number of seconds",
+            format!(
+                "`{}` is not a whole number of seconds",
+                format_duration(duration)
+            ),
             "the kernel counts keepalive in seconds: write 1s or more",
         );
         return None;
@@ -240,7 +243,7 @@ fn access_file(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<PathBu
     if text == ACCESS_TO_STDOUT {
         return Some(None);
     }
-    if text.is_empty() || text.ends_with('/') || text.chars().any(char::is_control) {
+    if text.ends_with('/') || text.chars().any(char::is_control) {
         let problem = format!("`{}` is not the path of a file", shorten(&text));
         report.add(
             at.place(),

@@ -1,0 +1,284 @@
+//! Properties: what holds for every configuration and for every text that is nearly one.
+//!
+//! proptest prints a failing input, shrunk; add it to the golden files when it is mended.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use corelay::config;
+use corelay::config::model::{
+    AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat, LogLevel,
+    Server, ServerAddress, TcpOptions, Timeouts, Upstream, Workers,
+};
+use corelay::units::{Address, UpstreamId};
+use proptest::prelude::*;
+
+use super::{cases, load, repository, uncomment};
+
+fn a_duration() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        1u64..2_592_000_000,
+        (1u64..2_592_000).prop_map(|seconds| seconds * 1000)
+    ]
+    .prop_map(Duration::from_millis)
+}
+
+fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, TcpOptions, Log)> {
+    let workers = prop_oneof![
+        Just(Workers::Auto),
+        (1usize..=1024).prop_map(Workers::Count),
+        prop::collection::btree_set(0usize..1024, 1..9)
+            .prop_map(|cpus| Workers::Cpus(cpus.into_iter().collect())),
+    ];
+    let buffers = (1u32..=128, 64u32..=32_768).prop_map(|(kib, per_core)| Buffers {
+        size_bytes: kib << 10,
+        per_core,
+    });
+    let timeouts = (
+        a_duration(),
+        a_duration(),
+        a_duration(),
+        prop::option::of(a_duration()),
+        a_duration(),
+    )
+        .prop_map(|(connect, idle, half_close, max_age, drain)| Timeouts {
+            connect,
+            idle,
+            half_close,
+            max_age,
+            drain,
+        });
+    let keepalive =
+        (1u64..=32_767, 1u64..=32_767, 1u32..=127).prop_map(|(idle, interval, count)| Keepalive {
+            idle: Duration::from_secs(idle),
+            interval: Duration::from_secs(interval),
+            count,
+        });
+    let user_timeout = prop::option::of((1u64..=24 * 86_400_000).prop_map(Duration::from_millis));
+    let tcp = (any::<bool>(), prop::option::of(keepalive), user_timeout).prop_map(
+        |(nodelay, keepalive, user_timeout)| TcpOptions {
+            nodelay,
+            keepalive,
+            user_timeout,
+        },
+    );
+    let level = prop::sample::select(vec![
+        LogLevel::Error,
+        LogLevel::Warn,
+        LogLevel::Debug,
+        LogLevel::Trace,
+    ]);
+    let format = prop::sample::select(vec![LogFormat::Json, LogFormat::Text]);
+    let access = prop::sample::select(vec![AccessLog::All, AccessLog::Errors, AccessLog::Off]);
+    let log = (level, format, access, prop::option::of("/?[ -~é]{1,30}x")).prop_map(
+        |(level, format, access, file)| Log {
+            level,
+            format,
+            access,
+            access_file: file.map(PathBuf::from),
+        },
+    );
+    (workers, buffers, timeouts, tcp, log)
+}
+
+/// Any valid configuration. Distinct ports and paths by construction.
+fn a_config() -> impl Strategy<Value = Config> {
+    let unix_path = "/[ -~]{0,40}";
+    let names = prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..6);
+    let listeners = prop::collection::vec(
+        (
+            any::<bool>(),
+            unix_path,
+            1u32..=65_535,
+            0u32..=0o777,
+            prop::option::of(a_duration()),
+        ),
+        6,
+    );
+    let servers = prop::collection::vec(prop::collection::vec((0u8..4, unix_path), 1..5), 6);
+    (some_settings(), names, listeners, servers, any::<bool>()).prop_map(
+        |((workers, buffers, timeouts, tcp, log), names, listeners, servers, admin)| {
+            let mut config = Config {
+                workers,
+                buffers,
+                timeouts,
+                tcp,
+                log,
+                listeners: Vec::new(),
+                upstreams: Vec::new(),
+                admin: admin.then(|| Admin {
+                    bind: "127.0.0.1:30000".parse().expect("an address"),
+                }),
+            };
+            for (index, name) in names.into_iter().enumerate() {
+                let number = u16::try_from(index).expect("few");
+                let (is_unix, path, backlog, unix_mode, defer_connect) = listeners[index].clone();
+                let bind = if is_unix {
+                    Address::Unix(PathBuf::from(format!("/listener{index}{path}")))
+                } else {
+                    Address::Tcp(
+                        format!("[2001:db8::1]:{}", 20_000 + number)
+                            .parse()
+                            .expect("an address"),
+                    )
+                };
+                config.listeners.push(Listener {
+                    name: name.clone(),
+                    bind,
+                    upstream: UpstreamId(number),
+                    backlog,
+                    unix_mode,
+                    defer_connect,
+                });
+                let servers = servers[index]
+                    .iter()
+                    .enumerate()
+                    .map(|(place, (kind, path))| {
+                        let port = u16::try_from(place).expect("few") + 10_000;
+                        let address = match kind {
+                            0 => ServerAddress::Known(Address::Unix(PathBuf::from(format!(
+                                "/server{place}{path}"
+                            )))),
+                            1 => ServerAddress::Known(Address::Tcp(
+                                format!("[::1]:{port}").parse().expect("an address"),
+                            )),
+                            2 => ServerAddress::Known(Address::Tcp(
+                                format!("10.0.0.1:{port}").parse().expect("one"),
+                            )),
+                            _ => ServerAddress::Named {
+                                host: "app.internal".to_owned(),
+                                port,
+                            },
+                        };
+                        Server { address }
+                    });
+                let servers = servers.collect();
+                config.upstreams.push(Upstream {
+                    name,
+                    balance: Balance::RoundRobin,
+                    servers,
+                });
+            }
+            config
+        },
+    )
+}
+
+/// A text that is nearly a configuration: a golden file or the reference, cut, doubled and overwritten.
+fn a_mutated_text() -> impl Strategy<Value = String> {
+    let mut texts: Vec<String> = cases("tests/config/valid")
+        .into_iter()
+        .map(|(_, text)| text)
+        .collect();
+    texts.extend(
+        cases("tests/config/invalid")
+            .into_iter()
+            .map(|(_, text)| text),
+    );
+    texts.push(uncomment(
+        &std::fs::read_to_string(repository("config.yaml")).expect("config.yaml"),
+    ));
+    let tokens = [
+        ":",
+        "\n",
+        "- ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "&a ",
+        "*a",
+        "!t ",
+        "${",
+        "$",
+        "\"",
+        "'",
+        "#",
+        "~",
+        "0",
+        "-1",
+        "\t",
+        "|",
+        ">",
+        "? ",
+        "<<: ",
+        "é",
+        "\u{feff}",
+        "\0",
+        "---\n",
+        "off",
+        "1e99",
+        ".nan",
+        "0x",
+        "listeners:",
+        "99999999999999999999",
+    ];
+    let edit = (
+        any::<prop::sample::Index>(),
+        0usize..12,
+        prop::sample::select(tokens.to_vec()),
+        any::<bool>(),
+    );
+    (
+        prop::sample::select(texts),
+        prop::collection::vec(edit, 1..6),
+    )
+        .prop_map(|(text, edits)| {
+            let mut chars: Vec<char> = text.chars().collect();
+            for (at, length, token, double) in edits {
+                let start = at.index(chars.len() + 1);
+                let end = (start + length).min(chars.len());
+                let cut: Vec<char> = chars.splice(start..end, token.chars()).collect();
+                if double {
+                    chars.splice(start..start, cut.iter().chain(&cut).copied());
+                }
+            }
+            chars.into_iter().collect()
+        })
+}
+
+/// Whatever comes out, it is either usable or explained.
+fn never_panics(text: &str) {
+    match load(text) {
+        Ok(config) => {
+            let rendered = config::render(&config);
+            assert_eq!(
+                load(&rendered).unwrap_or_else(|error| panic!("{error}\n{rendered}")),
+                config,
+                "{rendered}"
+            );
+        }
+        Err(error) => {
+            assert!(!error.problems().is_empty());
+            assert_eq!(
+                error.to_string().lines().count(),
+                error.problems().len(),
+                "{error}"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_configuration_survives_rendering(config in a_config()) {
+        let rendered = config::render(&config);
+        match load(&rendered) {
+            Ok(loaded) => prop_assert_eq!(loaded, config, "{}", rendered),
+            Err(error) => prop_assert!(false, "{}\n{}", error, rendered),
+        }
+    }
+
+    #[test]
+    fn mutated_configurations_never_panic(text in a_mutated_text()) {
+        never_panics(&text);
+    }
+
+    #[test]
+    fn junk_never_panics(text in any::<String>(), yamlish in "([a-c]|[0-9]|[:,\\[\\]{}#&*!|>'\"%@?-]|[ \n\t]|\\$\\{|\\}|: |- ){0,80}") {
+        never_panics(&text);
+        never_panics(&yamlish);
+    }
+}
