@@ -9,9 +9,11 @@
 //! * [`pattern`]: seeded bytes that can be checked at any offset.
 //! * [`endpoint`]: `ip:port` or `unix:/path`.
 //! * [`limits`]: room for file descriptors.
+//! * [`signals`]: to processes that a test started.
 
 pub mod endpoint;
 pub mod limits;
 pub mod load;
 pub mod pattern;
 pub mod servers;
+pub mod signals;

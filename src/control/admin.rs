@@ -11,7 +11,7 @@
 //!      ▼                                 └──────────────────┘
 //! ```
 //!
-//! Requests are parsed by `httparse`; answers are in [`respond`].
+//! Requests are parsed by `httparse`; answers are in `respond`.
 
 mod respond;
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl<'a> MakeWriter<'a> for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader, PipeReader, pipe};
+    use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
     use std::os::fd::AsFd;
 
     /// A log whose other end the test holds.
@@ -195,8 +195,15 @@ mod tests {
             tracing::info!("{filler}");
         }
         assert!(dropped_total() > before);
+        // Room again: the line that was cut is ended before the next.
+        let mut reader = reader;
+        reader.read_exact(&mut [0; 40_000]).unwrap();
+        tracing::info!("after");
         drop(guard);
-        for line in BufReader::new(reader).lines() {
+        let lines: Vec<_> = BufReader::new(reader).lines().collect();
+        let last = lines.last().unwrap().as_ref().unwrap();
+        assert!(last.ends_with("after") && !last.contains("xxxx"), "{last}");
+        for line in lines {
             assert!(
                 line.unwrap().len() < 2 * filler.len(),
                 "two events in one line"

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -95,13 +95,8 @@ impl Running {
             // The sender's other end lives in self: it cannot be closed.
             return self.notices.recv().ok();
         };
-        match self
-            .notices
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            Ok(notice) => Some(notice),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.notices.recv_timeout(left).ok()
     }
 
     /// Lets sessions finish, then resets the rest.

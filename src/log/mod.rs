@@ -1,7 +1,7 @@
 //! The access log: one line of JSON per session, at its end.
 //!
 //! A core hands a [`Record`] to its own bounded queue through its [`Producer`] and goes on; the
-//! writer thread behind [`LogWriter`] turns records into lines ([`line`]) and writes them to stdout
+//! writer thread behind [`LogWriter`] turns records into lines ([`mod@line`]) and writes them to stdout
 //! or a file ([`sink`]). Nothing that happens to the writer, be it a full disk, a closed pipe or a reader that
 //! stopped reading, reaches a core: its queue fills, [`Producer::push`] says so, and the core counts
 //! the loss. There is one place where lines are lost, and so one counter to watch.
@@ -111,7 +111,7 @@ impl Producer {
     /// Hands one session's record over; false if the queue is full, which the caller counts.
     ///
     /// Wait-free. It makes a system call (one futex wake) only when the writer sleeps, which it does
-    /// not do before [`writer::LINGER`] without a record: an idle system has no wake-ups, and a busy
+    /// not do before 20 ms without a record: an idle system has no wake-ups, and a busy
     /// one has few.
     #[must_use = "a record that did not fit is to be counted"]
     pub fn push(&mut self, record: Record) -> bool {

@@ -184,6 +184,29 @@ fn a_blocked_pipe_fills_the_queue_and_recovers_without_a_torn_line() {
 }
 
 #[test]
+fn a_new_file_begins_with_a_whole_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, _reader) = fifo(directory.path());
+    let (writer, mut producers) = start(path.clone(), 1, Filter::All);
+    let mut pushed = 0;
+    until("the pipe is full, in the middle of a line", || {
+        while producers[0].push(record(0, pushed, Cause::Reset)) {
+            pushed += 1;
+        }
+        writer.monitor().stats().stalled
+    });
+    std::fs::remove_file(&path).unwrap();
+    writer.reopen();
+    until("the new file is written", || !lines(&path).is_empty());
+    let report = writer.close(PATIENCE);
+    assert_eq!(report.lines_abandoned, Some(0));
+    // `lines` parses each one.
+    let first = lines(&path)[0]["id"].as_str().unwrap().to_owned();
+    let first: u64 = first.rsplit('-').next().unwrap().parse().unwrap();
+    assert_eq!(lines(&path).len() as u64, pushed - first);
+}
+
+#[test]
 fn close_is_bounded_when_the_pipe_is_blocked() {
     let directory = tempfile::tempdir().unwrap();
     let (path, _reader) = fifo(directory.path());

@@ -8,7 +8,7 @@
 //!   discarding: whatever still arrives is thrown away
 //! ```
 //!
-//! The engine reports what happened and asks [`Direction::next`] what to do. The rules that live
+//! The engine reports what happened and asks [`Direction::next_step`] what to do. The rules that live
 //! here: receive only when everything received was delivered, so that a direction never needs a
 //! second buffer to go on; multishot only for small messages whose sends do not wait; at most one
 //! send in flight; FIN only after the last byte.
@@ -90,7 +90,7 @@ impl Direction {
     }
 
     /// What to do now. Each answer but `Rest` must be carried out and takes effect at once.
-    pub fn next(&mut self) -> Step {
+    pub fn next_step(&mut self) -> Step {
         let must_stop = self.blocked || (self.discarding && self.source == Source::Failed);
         if must_stop && self.receive == Receive::On(Shots::Multi) {
             self.receive = Receive::Cancelling;
@@ -275,12 +275,18 @@ mod tests {
     fn small_messages_become_multishot_and_full_buffers_do_not() {
         let mut direction = Direction::new();
         for _ in 0..MULTISHOT_AFTER {
-            assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Single));
+            assert_eq!(
+                direction.next_step(),
+                Step::Receive(Group::Fast, Shots::Single)
+            );
             assert!(direction.on_received(10, false, false));
-            assert_eq!(direction.next(), Step::Send);
+            assert_eq!(direction.next_step(), Step::Send);
             direction.on_sent(10);
         }
-        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+        assert_eq!(
+            direction.next_step(),
+            Step::Receive(Group::Fast, Shots::Multi)
+        );
         direction.on_received(4096, true, true);
         assert!(direction.must_leave_multishot());
         assert!(!direction.must_leave_multishot(), "only once");
@@ -289,49 +295,58 @@ mod tests {
     #[test]
     fn a_blocked_direction_does_not_receive_and_then_takes_from_the_slow_group() {
         let mut direction = Direction::new();
-        direction.next();
+        direction.next_step();
         direction.on_received(100, false, false);
-        assert_eq!(direction.next(), Step::Send);
+        assert_eq!(direction.next_step(), Step::Send);
         direction.on_blocked();
-        assert_eq!(direction.next(), Step::Rest);
+        assert_eq!(direction.next_step(), Step::Rest);
         direction.on_unblocked();
         direction.on_sent(100);
-        assert_eq!(direction.next(), Step::Receive(Group::Slow, Shots::Single));
+        assert_eq!(
+            direction.next_step(),
+            Step::Receive(Group::Slow, Shots::Single)
+        );
         for _ in 0..TRUSTED_AFTER {
             direction.on_received(1, false, false);
             direction.on_sent(1);
-            direction.next();
+            direction.next_step();
         }
         direction.on_receive_completed(false);
-        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+        assert_eq!(
+            direction.next_step(),
+            Step::Receive(Group::Fast, Shots::Multi)
+        );
     }
 
     #[test]
     fn a_multishot_receive_ends_when_the_peer_does_not_keep_up() {
         let mut direction = Direction::new();
         for _ in 0..=MULTISHOT_AFTER {
-            direction.next();
+            direction.next_step();
             direction.on_received(10, false, false);
             direction.on_sent(10);
         }
-        assert_eq!(direction.next(), Step::Receive(Group::Fast, Shots::Multi));
+        assert_eq!(
+            direction.next_step(),
+            Step::Receive(Group::Fast, Shots::Multi)
+        );
         direction.on_received(10, false, true);
-        assert_eq!(direction.next(), Step::Send);
+        assert_eq!(direction.next_step(), Step::Send);
         direction.on_blocked();
-        assert_eq!(direction.next(), Step::StopReceiving);
-        assert_eq!(direction.next(), Step::Rest);
+        assert_eq!(direction.next_step(), Step::StopReceiving);
+        assert_eq!(direction.next_step(), Step::Rest);
     }
 
     #[test]
     fn fin_waits_for_the_last_byte() {
         let mut direction = Direction::new();
-        direction.next();
+        direction.next_step();
         direction.on_received(5, false, false);
         direction.on_fin();
-        assert_eq!(direction.next(), Step::Send);
+        assert_eq!(direction.next_step(), Step::Send);
         direction.on_sent(5);
-        assert_eq!(direction.next(), Step::PassFin);
-        assert_eq!(direction.next(), Step::Rest);
+        assert_eq!(direction.next_step(), Step::PassFin);
+        assert_eq!(direction.next_step(), Step::Rest);
         assert!(direction.is_finished());
     }
 }

@@ -364,7 +364,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             if pair.phase == Phase::Closing || pair.put_off[from as usize] {
                 return;
             }
-            match pair.direction(from).next() {
+            match pair.direction(from).next_step() {
                 Step::Rest => return,
                 Step::Receive(group, shots) => {
                     let pair = self.slots[id.slot as usize]
@@ -519,7 +519,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             let direction = pair.direction(from);
             direction.on_buffer_back();
             // Only a receive can follow: a direction waits for a buffer with an empty queue.
-            if let Step::Receive(group, shots) = direction.next() {
+            if let Step::Receive(group, shots) = direction.next_step() {
                 let pair = self.slots[id.slot as usize]
                     .pair
                     .as_deref()

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockRef, Socket, TcpKeepalive, Type};
 
 use super::check;
 use crate::units::Address;
@@ -96,20 +96,15 @@ pub fn local_address(socket: &impl AsFd) -> io::Result<Option<SocketAddr>> {
 /// Errors: those of accept(2); `WouldBlock` when the queue is empty.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
     let mut accepted = None;
-    // SAFETY: the closure only fills the storage that `try_init` hands it, through accept4, which
-    // never writes more than `len` says.
-    let (_, address) = unsafe {
-        SockAddr::try_init(|storage, len| {
-            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            accepted = Some(check(libc::accept4(
-                listener.as_raw_fd(),
-                storage.cast(),
-                len,
-                flags,
-            ))?);
-            Ok(())
-        })
-    }?;
+    let fill = |storage: *mut SockAddrStorage, len: *mut libc::socklen_t| {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: `storage` is writable for `*len` bytes, and accept4 writes no more than that.
+        let raw = unsafe { libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags) };
+        accepted = Some(check(raw)?);
+        Ok(())
+    };
+    // SAFETY: after `fill`, the kernel has written an address and its length.
+    let ((), address) = unsafe { SockAddr::try_init(fill) }?;
     let raw: RawFd = accepted.expect("set whenever try_init returned Ok");
     // SAFETY: accept4 has just made this descriptor for us.
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: format, lints, tests, documentation. CI runs exactly this.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+step() { printf '\n== %s\n' "$*"; "$@"; }
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- -D warnings
+step cargo test --workspace --locked
+RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked
+for script in scripts/*.sh; do step bash -n "$script"; done
