@@ -28,8 +28,8 @@ const RINGS_PER_CORE: [RingSizes; 2] = [
         completion_entries: 65_536,
     },
     RingSizes {
-        submission_entries: 1024,
-        completion_entries: 2048,
+        submission_entries: 256,
+        completion_entries: 512,
     },
 ];
 /// Cores for which rings are made at once to see whether they fit; each takes about 1.3 MiB for a moment.

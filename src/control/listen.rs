@@ -76,7 +76,20 @@ pub struct Bound {
     /// Held for life.
     pub locks: Vec<OwnedFd>,
     /// Removed at the end.
-    pub unix_paths: Vec<PathBuf>,
+    pub unix_paths: UnixPaths,
+}
+
+/// Paths of unix listeners that this process made; dropping it removes them.
+#[derive(Default)]
+pub struct UnixPaths(Vec<PathBuf>);
+
+impl Drop for UnixPaths {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Takes every listener's address for `cores` cores. On an error nothing stays bound.
@@ -85,7 +98,7 @@ pub fn bind_all(config: &Config, options: &Options, cores: usize) -> Result<Boun
         addresses: Vec::new(),
         sockets: (0..cores).map(|_| Vec::new()).collect(),
         locks: Vec::new(),
-        unix_paths: Vec::new(),
+        unix_paths: UnixPaths::default(),
     };
     for (index, listener) in config.listeners.iter().enumerate() {
         let id = ListenerId(u16::try_from(index).expect("bounded by the configuration"));
@@ -99,14 +112,6 @@ pub fn bind_all(config: &Config, options: &Options, cores: usize) -> Result<Boun
         }
     }
     Ok(bound)
-}
-
-/// Removes the paths of unix listeners.
-pub fn remove_paths(paths: &[PathBuf]) {
-    for path in paths {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(path);
-    }
 }
 
 enum Failure {
@@ -169,7 +174,7 @@ fn bind_unix(
     take_lock(&address.to_string(), bound)?;
     remove_stale(path)?;
     let socket = socket::bind(&address, false, options)?;
-    bound.unix_paths.push(path.to_path_buf());
+    bound.unix_paths.0.push(path.to_path_buf());
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
     let sockets = (0..cores)
         .map(|_| socket.try_clone())

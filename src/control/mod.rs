@@ -91,11 +91,10 @@ pub struct Running {
     pub admin: Option<SocketAddr>,
     cores: Vec<Sender<Message>>,
     notices: mpsc::Receiver<Notice>,
-    notices_in: mpsc::Sender<Notice>,
     stats: Arc<CoreStats>,
     access_log: LogWriter,
-    bound_paths: Vec<std::path::PathBuf>,
-    /// Held for life.
+    /// Held for life, as the locks are.
+    _unix_paths: listen::UnixPaths,
     _locks: Vec<std::os::fd::OwnedFd>,
     drain: Duration,
     echoes: Vec<Arc<AtomicU64>>,
@@ -103,6 +102,9 @@ pub struct Running {
 
 /// Starts everything; returns when every core listens.
 pub fn start(config: &Config) -> Result<Running, RunError> {
+    let (notices_in, notices) = mpsc::channel();
+    supervisor::forward_signals(notices_in.clone())
+        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let fds_max = process::raise_max_fds();
     let ring_features = check_host()?;
     let resolved = resolve::resolve(config)?;
@@ -121,7 +123,6 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds_max, cpus.len());
 
-    let (notices_in, notices) = mpsc::channel();
     let mut cores = Vec::new();
     let specs = cpus.into_iter().zip(sockets).zip(producers).enumerate();
     for (index, ((cpu, sockets), producer)) in specs {
@@ -169,10 +170,9 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         admin,
         cores,
         notices,
-        notices_in,
         stats,
         access_log,
-        bound_paths: unix_paths,
+        _unix_paths: unix_paths,
         _locks: locks,
         drain: config.timeouts.drain,
         echoes,

@@ -9,7 +9,6 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::Running;
-use super::listen;
 use super::notify::{Environment, Notifier};
 use crate::worker::{Event, Message};
 
@@ -41,10 +40,6 @@ pub(super) fn core_events(notices: &mpsc::Sender<Notice>) -> crate::worker::Even
 impl Running {
     /// Serves until told to stop; returns when all is over.
     pub fn supervise(self) -> Result<(), super::RunError> {
-        let signals = self.notices_in.clone();
-        forward_signals(signals).map_err(|error| {
-            super::RunError::Failed(format!("cannot install signal handlers: {error}"))
-        })?;
         let notifier = Notifier::new(&Environment::read(), std::process::id())
             .map_err(|error| super::RunError::Failed(error.to_string()))?;
         notifier.ready(&format!("serving on {} cores", self.cores.len()));
@@ -92,7 +87,7 @@ impl Running {
     /// `None` at the deadline.
     fn next_notice(&self, deadline: Option<Instant>) -> Option<Notice> {
         let Some(deadline) = deadline else {
-            // The sender's other end lives in self: it cannot be closed.
+            // The signal thread holds a sender for as long as the process lives.
             return self.notices.recv().ok();
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -144,7 +139,6 @@ impl Running {
     }
 
     fn end(self) {
-        listen::remove_paths(&self.bound_paths);
         let report = self.access_log.close(LOG_WITHIN);
         if report.lines_abandoned != Some(0) {
             tracing::warn!(
@@ -156,7 +150,9 @@ impl Running {
     }
 }
 
-fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<()> {
+/// Sends SIGTERM, SIGINT and SIGUSR1 among the notices, from before anything is bound: a stop that
+/// comes during the start is obeyed right after it.
+pub(super) fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     std::thread::Builder::new()
         .name("signals".to_owned())
