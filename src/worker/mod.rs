@@ -180,25 +180,33 @@ fn run(spec: CoreSpec) {
         tracing::warn!(core = spec.id.0, cpu = spec.cpu, %error, "not pinned: the kernel may move this core's thread");
     }
     let id = spec.id;
-    let (mut runtime, monoio_ring) = match build_runtime() {
-        Ok(built) => built,
+    let Rings {
+        mut runtime,
+        monoio_ring,
+        relay_ring,
+    } = match build_rings(spec.ring) {
+        Ok(rings) => rings,
         Err(error) => return spec.events.send(Event::Failed(id, error)),
     };
-    let ring = match RelayRing::new(spec.ring) {
-        Ok(ring) => ring,
-        Err(error) => return spec.events.send(Event::Failed(id, error.into())),
-    };
     runtime.block_on(async {
-        Core::start(spec, ring, monoio_ring);
+        Core::start(spec, relay_ring, monoio_ring);
         pending::<()>().await;
     });
 }
 
 type Runtime = monoio::Runtime<monoio::IoUringDriver>;
 
-/// Builds monoio's runtime and finds its ring.
-fn build_runtime() -> Result<(Runtime, i32), StartError> {
-    // Two cores that build at once would each see two new rings.
+/// The two rings of a core.
+struct Rings {
+    runtime: Runtime,
+    monoio_ring: i32,
+    relay_ring: RelayRing,
+}
+
+/// Builds monoio's runtime, finds its ring, and builds the relay ring.
+fn build_rings(options: RingOptions) -> Result<Rings, StartError> {
+    // Every ring of every core is made under this lock: while one core looks for its runtime's
+    // ring, another's would be new as well.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = fd::io_uring_fds().map_err(StartError::Runtime)?;
@@ -213,10 +221,15 @@ fn build_runtime() -> Result<(Runtime, i32), StartError> {
         .map_err(StartError::Runtime)?;
     let mut new = fd::io_uring_fds().map_err(StartError::Runtime)?;
     new.retain(|fd| !before.contains(fd));
-    match new[..] {
-        [ring] => Ok((runtime, ring)),
-        _ => Err(StartError::RingNotFound(new.len())),
-    }
+    let [monoio_ring] = new[..] else {
+        return Err(StartError::RingNotFound(new.len()));
+    };
+    let relay_ring = RelayRing::new(options)?;
+    Ok(Rings {
+        runtime,
+        monoio_ring,
+        relay_ring,
+    })
 }
 
 type Engine = Relay<RelayRing, SessionWatcher>;
