@@ -1,4 +1,39 @@
 //! Corelay: a layer-4 TCP splicer and load balancer for Linux.
+//!
+//! One pinned thread per CPU, each with its own listeners, its own buffers and two io_urings:
+//! monoio's for accepting and dialling, the *relay ring* for every byte after that. Nothing mutable
+//! is shared between cores on the data path. This library is the whole program; `main.rs` only
+//! dispatches the command line.
+//!
+//! # The tour
+//!
+//! What happens to one connection, in reading order:
+//!
+//! 1. `worker/accept.rs`: a bounded batch of `accept4(2)`, and how a listener stops without
+//!    resetting anyone.
+//! 2. `worker/session.rs`: from the accepted socket to the engine, and what is written down at the
+//!    end.
+//! 3. [`mode::tcp`]: wait for a first byte if asked to, then try the servers in turn
+//!    ([`balance`]).
+//! 4. [`dial`]: one attempt, with a deadline.
+//! 5. [`relay`]: the engine takes both sockets over. [`relay::direction`] decides what one
+//!    direction does next, [`relay`] itself moves the bytes, `relay/ending.rs` ends sessions.
+//! 6. [`outcome`]: the one [`outcome::CloseReason`] that [`metrics`] and [`log`] report.
+//!
+//! What it stands on: [`core`] is one core's clockwork (start with [`core::pump`]: who sleeps
+//! where), [`ring`] the relay ring and the slab, [`sys`] the system calls.
+//!
+//! What stands around it: [`worker`] is a core's thread, [`control`] the process that starts,
+//! watches and stops the cores, [`config`] what it was told, [`cli`], [`demo`] and [`doctor`] the
+//! commands.
+//!
+//! ```text
+//! main ─> { cli, demo, doctor } ─> control ─> worker ─> mode ─> { relay, dial } ─> core ─> ring
+//!      ─> { sys, balance, metrics, log } ─> { outcome, units }
+//! ```
+//!
+//! Every import points along these arrows; `tests/architecture.rs` fails on one that does not.
+//! `config` knows only `units`. Why things are as they are: `docs/design.md`.
 
 pub mod balance;
 pub mod cli;

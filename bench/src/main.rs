@@ -26,6 +26,8 @@ enum Command {
     Rr(Rr),
     /// Open connections, one echo each, and hold them.
     Idle(Idle),
+    /// Print a port of 127.0.0.1 that is free now, for scripts that configure other proxies.
+    FreePort,
 }
 
 #[derive(Args)]
@@ -122,6 +124,10 @@ fn main() -> Result<()> {
         Command::Serve(serve) => run_server(&serve),
         Command::Rr(rr) => run_rr(&rr),
         Command::Idle(idle) => run_idle(&idle),
+        Command::FreePort => {
+            println!("{}", RefusedPort::new()?.address().port());
+            Ok(())
+        }
     }
 }
 

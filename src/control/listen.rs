@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::config::model::Listener;
@@ -17,6 +18,10 @@ use crate::sys::lock;
 use crate::sys::socket::{self, Options};
 use crate::units::{Address, ListenerId};
 
+/// How long an address may stay in use after the process that had it was killed.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is tried meanwhile.
+const PROBE_EVERY: Duration = Duration::from_millis(50);
 /// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
 const PRIVILEGED_BELOW: u16 = 1024;
 
@@ -148,7 +153,7 @@ fn bind_tcp(
     }
     // The probe joins no group: it fails if anyone listens here, a group included. It is closed
     // only after the port is known, and the group is bound before anybody else can want it.
-    let probe = socket::bind(&Address::Tcp(address), false, options)?;
+    let probe = probe(address, options)?;
     let resolved = socket::local_address(&probe)?.unwrap_or(address);
     drop(probe);
     if address.port() == 0 {
@@ -160,6 +165,20 @@ fn bind_tcp(
         .collect::<Result<_, _>>()?;
     bound.addresses.push(resolved);
     Ok(sockets)
+}
+
+/// Binds alone. An instance that was killed keeps its listeners for a moment, while the kernel
+/// takes its rings down; that is waited for.
+fn probe(address: SocketAddr, options: &Options) -> io::Result<OwnedFd> {
+    let deadline = Instant::now() + PROBE_WITHIN;
+    loop {
+        match socket::bind(&Address::Tcp(address), false, options) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(PROBE_EVERY);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// A unix address has no group: all cores share one socket and whoever is awake first accepts.

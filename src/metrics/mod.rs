@@ -241,7 +241,7 @@ pub struct RingMetrics {
     pub submitted_total: u64,
     /// Completions reaped.
     pub completed_total: u64,
-    /// Completions that did not fit the queue. Above 0 is a bug, or a test-only ring size.
+    /// Passes in which completions did not fit the queue. Above 0 is a bug, or a test-only ring size.
     pub cq_overflow_total: u64,
     /// Operations in flight.
     pub in_flight: u64,

@@ -5,11 +5,11 @@
 //! reports the end. No task, no allocation and no lock per byte moved.
 //!
 //! [`direction`] decides what one direction does next; this file carries it out and moves the
-//! bytes (the *copy mover*: receive into a buffer, send from it); [`ending`] takes sessions down.
-//! The engine is generic over [`io::Io`], so that [`simulation`] can drive it with a kernel that
+//! bytes (the *copy mover*: receive into a buffer, send from it); `ending` takes sessions down.
+//! The engine is generic over [`io::Io`], so that `simulation` can drive it with a kernel that
 //! behaves as badly as a seed tells it to.
 //!
-//! A second mover joins at [`Relay::progress`]: a direction's `Step` says *what*, the mover how.
+//! A second mover joins at `Relay::progress`: a direction's `Step` says *what*, the mover how.
 
 pub mod direction;
 mod ending;

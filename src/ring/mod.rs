@@ -100,6 +100,9 @@ pub struct RingStats {
     pub in_flight: u64,
     /// Sends that completed without the ring.
     pub inline_sends_total: u64,
+    /// Enters after which completions waited that did not fit the queue. The kernel keeps them
+    /// (IORING_FEAT_NODROP), at a price; its own overflow counter counts only what it lost.
+    pub cq_overflow_total: u64,
 }
 
 /// The relay ring of one core. Used by the thread that made it and no other (SINGLE_ISSUER).
@@ -146,11 +149,6 @@ impl RelayRing {
     /// Counters.
     pub fn stats(&self) -> RingStats {
         self.stats
-    }
-
-    /// Completions that did not fit the queue; the kernel keeps them, at a price.
-    pub fn cq_overflow_total(&mut self) -> u64 {
-        u64::from(self.ring.completion().overflow())
     }
 
     /// Receives into a buffer of `group`'s ring.
@@ -249,6 +247,9 @@ impl RelayRing {
             Wait::For(duration) => enter_for(&submitter, duration),
             Wait::Forever => submitter.submit_and_wait(1),
         };
+        if self.ring.submission().cq_overflow() {
+            self.stats.cq_overflow_total += 1;
+        }
         match result {
             Ok(_) => Ok(()),
             Err(e) => match e.raw_os_error() {

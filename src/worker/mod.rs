@@ -423,7 +423,7 @@ impl Core {
         metrics.ring.in_flight = stats.in_flight;
         metrics.ring.inline_sends_total = stats.inline_sends_total;
         metrics.ring.blocked_sends_total = blocked_sends_total;
-        metrics.ring.cq_overflow_total = ring.cq_overflow_total();
+        metrics.ring.cq_overflow_total = stats.cq_overflow_total;
         let buffers = ring.buffers();
         metrics.buffers.size_bytes = u64::from(buffers.size_bytes());
         metrics.buffers.total = buffers.total() as u64;

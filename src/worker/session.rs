@@ -149,9 +149,9 @@ impl Ledger {
         attempts: &Attempts,
         reason: CloseReason,
     ) {
-        let last = attempts.failed.last().map(|&(server, _)| server);
-        self.close(now_us, opening, last, reason, |record| {
-            record.attempts = attempts.count
+        // No server took it; those that failed are counted one by one.
+        self.close(now_us, opening, None, reason, |record| {
+            record.attempts = attempts.count;
         });
     }
 

@@ -420,3 +420,32 @@ fn a_reset_of_a_half_closed_connection_passes_on() {
     assert_reason(&line, "downstream/relay/reset");
     proxy.finish();
 }
+
+/// The proxy holds a reset back until what came before it is delivered. If the receiver resets too,
+/// there is nothing left to deliver to: the session ends then, not at `half_close`.
+#[test]
+fn a_reset_that_waits_for_delivery_ends_when_the_receiver_resets_too() {
+    let upstream = Upstream::new();
+    let config = Config::to([upstream.address()]).set("timeouts.half_close", "10m");
+    let proxy = Proxy::start(&config);
+    let quiet = Duration::from_millis(300);
+    for (round, upwards) in [true, false].into_iter().enumerate() {
+        let mut pair = Pair::open_slow(&proxy, &upstream, SMALL_BUFFER_BYTES);
+        let (mut writer, reader) = match upwards {
+            true => (pair.client, pair.server),
+            false => {
+                pair.greet();
+                (pair.server, pair.client)
+            }
+        };
+        // Enough to fill the reader's window, not enough to fill the proxy.
+        let bytes = 4 * 1024 * 1024;
+        write_until_stuck(&mut writer, Pattern::new(1), bytes, quiet);
+        reset(writer);
+        std::thread::sleep(quiet);
+        reset(reader);
+        let line = proxy.access_lines(round + 1).remove(round);
+        assert_eq!(line["close_reason"]["cause"], "reset", "{line}");
+    }
+    proxy.finish();
+}

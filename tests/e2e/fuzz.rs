@@ -127,11 +127,9 @@ impl Connection {
             30..50 => self.sides[me].write(small),
             50..85 => self.sides[me].read(from, size),
             85..93 => self.sides[me].read(from, small),
-            93..96 => {
-                if !self.sides[me].finished {
-                    self.sides[me].finished = true;
-                    finish(self.sides[me].stream());
-                }
+            93..96 if !self.sides[me].finished => {
+                self.sides[me].finished = true;
+                finish(self.sides[me].stream());
             }
             96..98 => {
                 self.end_by_reset(me);
@@ -201,7 +199,7 @@ fn case_18_random_steps_never_diverge_from_the_model() {
         .as_nanos() as u64;
     let seed = size_from_env("CORELAY_SEED", clock);
     // Printed only if the test fails, for the harness captures it otherwise.
-    println!("CORELAY_SEED={seed}");
+    eprintln!("CORELAY_SEED={seed}");
     let mut random = Random::new(seed);
     let upstream = Upstream::new();
     // Few and small buffers: waiting for one is part of what is tried.

@@ -4,7 +4,8 @@
 //! notes, and says in its name what must hold. Every test starts its own process on free ports and
 //! ends with a leak check, so that they run side by side in any order.
 //!
-//! A case that this machine cannot run prints `skipped: CASE: reason` on stderr and passes.
+//! A case that this machine cannot run prints `skipped: CASE: reason` on stderr and passes;
+//! `cargo test --test e2e 2>&1 | grep ^skipped` lists them all.
 //!
 //! Sizes that a person may want larger come from the environment:
 //!
@@ -17,10 +18,19 @@
 //! | `CORELAY_E2E_STALLED_MIB` | MiB that a server tries to send to a client that never reads | 10,240 |
 //! | `CORELAY_E2E_IDLE_CONNECTIONS` | idle connections | 2,000 |
 //! | `CORELAY_E2E_SLOW_READERS` | slow readers | 400 |
+//! | `CORELAY_E2E_PAUSED_CONNECTIONS` | connections that pause | 200 |
 //! | `CORELAY_E2E_TRANSFERS` | transfers in flight at SIGTERM | 1,000 |
 
+mod backpressure;
 mod closing;
 mod data;
+mod dialling;
+mod faults;
 mod fuzz;
 mod integrity;
+mod lifecycle;
+mod limits;
+mod observe;
+mod starting;
 mod support;
+mod timeouts;

@@ -10,7 +10,6 @@ use super::DEADLINE;
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    pub(crate) head: String,
     pub(crate) body: String,
 }
 
@@ -27,7 +26,7 @@ pub(crate) fn get(admin: SocketAddr, path: &str) -> Option<Answer> {
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some(Answer {
         status,
-        head: head.to_owned(),
+
         body: body.to_owned(),
     })
 }

@@ -14,7 +14,7 @@ pub(crate) mod proxy;
 use std::time::{Duration, Instant};
 
 pub(crate) use config::Config;
-pub(crate) use peers::{End, Pair, Upstream};
+pub(crate) use peers::{Pair, Upstream};
 pub(crate) use proxy::{Launch, Proxy};
 
 /// How long anything may take before a test gives up. Generous: the machine may be busy with the

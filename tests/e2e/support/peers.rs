@@ -286,6 +286,17 @@ pub(crate) fn expect_reset(stream: &mut TcpStream) {
     );
 }
 
+/// A connection that the proxy must reset before anything else happens. The reset may come before
+/// the client has finished connecting.
+#[track_caller]
+pub(crate) fn expect_rejected(to: SocketAddr) {
+    match try_connect(to) {
+        Ok(mut stream) => expect_reset(&mut stream),
+        Err(error) if is_reset(&error) => {}
+        Err(error) => panic!("connecting to {to}: {error}"),
+    }
+}
+
 /// Waits for the socket to report an error: RST after FIN does not show in `read`.
 #[track_caller]
 pub(crate) fn wait_reset(stream: &TcpStream) {
@@ -345,7 +356,8 @@ pub(crate) fn send_queue_bytes(stream: &TcpStream) -> u64 {
             return u64::from_str_radix(queue, 16).expect("a hexadecimal number");
         }
     }
-    panic!("no such socket in /proc/self/net/tcp");
+    // It left the table since it was asked for its peer.
+    0
 }
 
 fn proc_address(address: SocketAddr) -> String {

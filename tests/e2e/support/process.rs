@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use corelay_bench::signals::{self, Signal};
 
@@ -108,4 +109,21 @@ pub(crate) fn tool(name: &str) -> Option<std::path::PathBuf> {
         .chain(extra)
         .map(|folder| folder.join(name))
         .find(|candidate| Path::is_file(candidate))
+}
+
+/// strace(1), if it is here and may trace; else the case is skipped.
+pub(crate) fn strace(case: &str) -> Option<String> {
+    let path = tool("strace");
+    let works = path.as_ref().is_some_and(|path| {
+        let status = Command::new(path)
+            .args(["-o", "/dev/null", "true"])
+            .stderr(Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    });
+    if !works {
+        super::skip(case, "no working strace(1) here");
+        return None;
+    }
+    path.map(|path| path.to_str().unwrap().to_owned())
 }

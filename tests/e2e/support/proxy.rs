@@ -41,7 +41,6 @@ pub(crate) struct Launch {
     wrapper: Vec<String>,
     environment: Vec<(String, String)>,
     stdout: Output,
-    binary: Option<PathBuf>,
 }
 
 /// What becomes of standard output, that is, of the access log.
@@ -77,12 +76,6 @@ impl Launch {
         self
     }
 
-    /// Runs another copy of the binary.
-    pub(crate) fn binary(mut self, path: PathBuf) -> Self {
-        self.binary = Some(path);
-        self
-    }
-
     /// Starts it and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(self, config: &Config) -> Proxy {
@@ -100,7 +93,7 @@ impl Launch {
             .unwrap();
         let file = directory.path().join("config.yaml");
         config.write(&file);
-        let binary = self.binary.as_deref().unwrap_or(binary());
+        let binary = binary();
         let mut command = match self.wrapper.split_first() {
             None => Command::new(binary),
             Some((tool, arguments)) => {
@@ -139,7 +132,7 @@ impl Launch {
             stderr,
             stdout,
             blocked_stdout: blocked,
-            directory,
+            _directory: directory,
             listeners: HashMap::new(),
             admin: None,
             base: None,
@@ -163,7 +156,8 @@ pub(crate) struct Proxy {
     stderr: Lines,
     stdout: Lines,
     blocked_stdout: Option<std::process::ChildStdout>,
-    directory: TempDir,
+    /// Holds the configuration; removed with the process.
+    _directory: TempDir,
     listeners: HashMap<String, String>,
     admin: Option<SocketAddr>,
     base: Option<Base>,
@@ -206,11 +200,6 @@ impl Proxy {
             fd_list: process.fd_list(),
             threads: process.thread_names(),
         });
-    }
-
-    /// The directory of its configuration, for other files of the test.
-    pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
     }
 
     /// Where listener `edge` listens.
