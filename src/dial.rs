@@ -3,17 +3,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::pin;
 use std::time::Duration;
 
-use crate::core::readiness::Readiness;
-use crate::core::{self, Either, Signal};
+use crate::core::Signal;
+use crate::core::readiness::{self, Readiness};
 use crate::outcome::Cause;
 use crate::sys::socket::{self, Connecting, Options, Peer};
 use crate::units::Address;
-
-/// How often a pending attempt looks whether anybody still waits for it.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,31 +50,17 @@ async fn await_connected(
     client: BorrowedFd<'_>,
     stop: &Signal,
 ) -> Result<OwnedFd, DialError> {
-    let given_up = {
-        let mut writable = pin!(pending.writable());
-        let mut left = timeout;
-        loop {
-            let slice = left.min(LOOK_EVERY);
-            let mut nap = pin!(core::sleep(slice));
-            if let Either::First(()) = core::first(writable.as_mut(), nap.as_mut()).await {
-                break None;
-            }
-            left -= slice;
-            let reason = if stop.is_set() {
-                DialError::Stopped
-            } else if matches!(socket::peek(client), Peer::Closed | Peer::Reset) {
-                DialError::Left
-            } else if left.is_zero() {
-                DialError::Server(Cause::ConnectTimeout)
-            } else {
-                continue;
-            };
-            // Never drop a pending wait: end the attempt, and the wait completes.
-            socket::shutdown(pending.as_fd());
-            writable.as_mut().await;
-            break Some(reason);
+    let give_up = |is_over: bool| {
+        if stop.is_set() {
+            Some(DialError::Stopped)
+        } else if matches!(socket::peek(client), Peer::Closed | Peer::Reset) {
+            Some(DialError::Left)
+        } else {
+            is_over.then_some(DialError::Server(Cause::ConnectTimeout))
         }
     };
+    let end = || socket::shutdown(pending.as_fd());
+    let given_up = readiness::wait_patiently(pending.writable(), timeout, give_up, end).await;
     let socket = pending.into_fd();
     match given_up {
         Some(reason) => Err(reason),

@@ -254,8 +254,7 @@ fn the_wall_clock_is_read_for_the_log_alone() {
                 .expect("below the root")
                 .display()
                 .to_string();
-            let allowed = name == "src/worker/session.rs" || name.starts_with("src/log/");
-            assert!(allowed, "{name} reads the wall clock");
+            assert!(name.starts_with("src/log/"), "{name} reads the wall clock");
         }
     }
 }

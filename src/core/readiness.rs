@@ -10,10 +10,46 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::time::Duration;
 
 use monoio::net::UnixStream;
 
+use super::Either;
 use crate::sys::fd;
+
+/// How often a wait that may be given up looks whether it should.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits for at most `timeout`, and looks now and then whether there is another reason to stop:
+/// `give_up(is_over)` names one, and must if the time is over. Then `end` makes the wait complete,
+/// which is awaited: a pending one must not be dropped.
+pub async fn wait_patiently<R>(
+    wait: impl Future<Output = ()>,
+    timeout: Duration,
+    mut give_up: impl FnMut(bool) -> Option<R>,
+    end: impl FnOnce(),
+) -> Option<R> {
+    let mut wait = pin!(wait);
+    let mut left = timeout;
+    loop {
+        let slice = left.min(LOOK_EVERY);
+        let mut nap = pin!(super::sleep(slice));
+        if let Either::First(()) = super::first(wait.as_mut(), nap.as_mut()).await {
+            return None;
+        }
+        left -= slice;
+        if let Some(reason) = give_up(left.is_zero()) {
+            end();
+            wait.as_mut().await;
+            return Some(reason);
+        }
+        assert!(
+            !left.is_zero(),
+            "a wait whose time is over must be given up"
+        );
+    }
+}
 
 /// A descriptor whose readiness can be awaited.
 pub struct Readiness {

@@ -1,19 +1,15 @@
 //! Plain TCP: wait for a first byte if asked to, then dial the servers in turn.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::pin;
 use std::time::Duration;
 
-use crate::core::readiness::Readiness;
-use crate::core::{self, Either, Signal};
+use crate::core::Signal;
+use crate::core::readiness::{self, Readiness};
 use crate::dial::{self, DialError};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
 use crate::sys::socket::{self, Options, Peer};
 use crate::units::{Address, ServerId};
-
-/// How often a client that owes its first byte is looked at while the process is stopping.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What a session needs to reach a server.
 pub struct Plan<'a> {
@@ -125,30 +121,16 @@ async fn first_byte(
     let closed = |side, cause| CloseReason::new(side, Stage::Accept, cause);
     let local = |_| closed(Side::Local, Cause::LocalResources);
     let waiting = Readiness::new(downstream).map_err(local)?;
-    let given_up = {
-        let mut readable = pin!(waiting.readable());
-        let mut left = timeout;
-        loop {
-            let slice = left.min(LOOK_EVERY);
-            let mut nap = pin!(core::sleep(slice));
-            if let Either::First(()) = core::first(readable.as_mut(), nap.as_mut()).await {
-                break None;
-            }
-            left -= slice;
-            let cause = if stop.is_set() {
-                Cause::Drain
-            } else if left.is_zero() {
-                Cause::FirstByteTimeout
-            } else {
-                continue;
-            };
-            // The wait must complete before the socket may close; see `core::readiness`. Shutting
-            // down the receiving half alone sends nothing, so that the reset still follows.
-            socket::shutdown_read(waiting.as_fd());
-            readable.as_mut().await;
-            break Some(cause);
+    let give_up = |is_over: bool| {
+        if stop.is_set() {
+            Some(Cause::Drain)
+        } else {
+            is_over.then_some(Cause::FirstByteTimeout)
         }
     };
+    // Shutting down the receiving half alone sends nothing, so that the reset still follows.
+    let end = || socket::shutdown_read(waiting.as_fd());
+    let given_up = readiness::wait_patiently(waiting.readable(), timeout, give_up, end).await;
     let downstream = waiting.into_fd();
     if let Some(cause) = given_up {
         socket::linger_zero(downstream.as_fd());

@@ -5,12 +5,10 @@
 //! queued. A socket closes only when no operation on it is in flight; `shutdown(2)` is never called
 //! on a socket that is to be reset, for the peer would read a clean end.
 
-use std::collections::VecDeque;
-
 use super::direction::Source;
 use super::io::Io;
 use super::pair::{End, Operation, Pair, PairId, Phase, token};
-use super::{Relay, Summary, Watcher, is_over};
+use super::{Due, Relay, Summary, Watcher, is_over};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 
 /// After our own FIN to both ends, they have this long to close before they are reset.
@@ -52,24 +50,21 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let pair = self.live(id);
         pair.direction(from).discard();
         let receiving = pair.direction(from).on_cancel();
-        let blocked = pair.direction(from).is_blocked();
+        let polling = pair.polling[from as usize];
         // Marks the source so that `next` does not arm another receive.
         pair.direction(from).on_failed();
         if receiving {
             self.io.cancel(token(id, Operation::Receive, from));
         }
-        if blocked {
+        if polling {
             self.io.cancel(token(id, Operation::Send, from));
         }
         self.drop_queue(id, from);
     }
 
-    /// Drops what is queued, except the piece that a send in flight is reading.
+    /// Drops what is queued.
     pub(super) fn drop_queue(&mut self, id: PairId, from: End) {
-        let pair = self.live(id);
-        let keep = usize::from(pair.direction(from).is_blocked());
-        let queue = &mut pair.queues[from as usize];
-        let dropped: VecDeque<_> = queue.drain(keep.min(queue.len())..).collect();
+        let dropped = std::mem::take(&mut self.live(id).queues[from as usize]);
         for chunk in dropped {
             self.release(chunk.buffer);
         }
@@ -153,10 +148,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             .is_some_and(|max| now_ms >= pair.started_ms + max)
         {
             self.say_goodbye(now_us, id, Cause::MaxAge);
-        } else if pair.is_half_closed() && silent_ms >= options.half_close_ms {
+        } else if pair.is_half_closed() && silent_ms > options.half_close_ms {
             pair.blame(Side::Local, Cause::HalfCloseTimeout);
             self.close(id, Closing::Reset);
-        } else if silent_ms >= options.idle_ms {
+        } else if silent_ms > options.idle_ms {
             self.say_goodbye(now_us, id, Cause::IdleTimeout);
         }
     }
@@ -233,7 +228,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             if pair.directions[end as usize].on_cancel() {
                 self.io.cancel(token(id, Operation::Receive, end));
             }
-            if pair.directions[end as usize].is_blocked() {
+            if pair.polling[end as usize] {
                 self.io.cancel(token(id, Operation::Send, end));
             }
             if pair.watching[end as usize] {
@@ -249,9 +244,6 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let Some(pair) = self.pair(id) else { return };
         if pair.phase != Phase::Closing || pair.operations() > 0 {
             return;
-        }
-        for end in End::BOTH {
-            self.drop_queue(id, end);
         }
         let slot = &mut self.slots[id.slot as usize];
         slot.generation = (slot.generation + 1) & 0x00FF_FFFF;
@@ -305,15 +297,18 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     options.idle_ms
                 };
                 let silent = pair.last_activity_ms + silence_ms.min(options.idle_ms);
-                options
+                let oldest = options
                     .max_age_ms
-                    .map_or(silent, |max| silent.min(pair.started_ms + max))
+                    .map_or(u64::MAX, |max| pair.started_ms + max);
+                silent.min(oldest).saturating_add(1)
             }
         };
         if let Some(timer) = pair.timer.take() {
             self.timers.cancel(timer);
         }
-        let timer = self.timers.set(deadline_ms.max(now_ms + 1), id);
+        let timer = self
+            .timers
+            .set(deadline_ms.max(now_ms + 1), Due::Session(id));
         self.live(id).timer = Some(timer);
     }
 }

@@ -15,8 +15,8 @@ pub trait Io {
 
     /// Arms a receive into a buffer of the group.
     fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
-    /// Sends `from..len` of a buffer, however long it takes. The buffer stays put until then.
-    fn send(&mut self, socket: &Self::Socket, buffer: &Buffer, from: u32, len: u32, token: Token);
+    /// Completes when the socket has room, fails or hangs up.
+    fn await_writable(&mut self, socket: &Self::Socket, token: Token);
     /// Sends what the socket takes at once; `WouldBlock` if nothing.
     fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
     /// Completes when the socket fails or hangs up.
@@ -33,7 +33,7 @@ pub trait Io {
     fn shutdown_write(&mut self, socket: &Self::Socket);
     /// Makes the coming close a reset.
     fn linger_zero(&mut self, socket: &Self::Socket);
-    /// Bytes sent that the peer has not acknowledged.
+    /// Bytes sent that the peer has not acknowledged and still may.
     fn unacknowledged_bytes(&mut self, socket: &Self::Socket) -> u32;
     /// The socket's pending error.
     fn take_error(&mut self, socket: &Self::Socket) -> io::Result<()>;
@@ -50,8 +50,8 @@ impl Io for RelayRing {
         RelayRing::recv(self, socket.as_fd(), group, shots, token);
     }
 
-    fn send(&mut self, socket: &OwnedFd, buffer: &Buffer, from: u32, len: u32, token: Token) {
-        RelayRing::send(self, socket.as_fd(), buffer, from, len, token);
+    fn await_writable(&mut self, socket: &OwnedFd, token: Token) {
+        self.poll(socket.as_raw_fd(), libc::POLLOUT as u32, token);
     }
 
     fn send_now(&mut self, socket: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {

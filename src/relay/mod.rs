@@ -5,12 +5,13 @@
 //! reports the end. No task, no allocation and no lock per byte moved.
 //!
 //! [`direction`] decides what one direction does next; this file carries it out and moves the
-//! bytes (the *copy mover*: receive into a buffer, send from it); `ending` takes sessions down.
+//! bytes; `ending` takes sessions down.
 //! The engine is generic over [`io::Io`], so that `simulation` can drive it with a kernel that
 //! behaves as badly as a seed tells it to.
 //!
 //! A second mover joins at `Relay::progress`: a direction's `Step` says *what*, the mover how.
 
+mod copy;
 pub mod direction;
 mod ending;
 pub mod io;
@@ -19,20 +20,17 @@ pub mod pair;
 mod simulation;
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 
 use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
 use crate::outcome::{Cause, CloseReason};
-use crate::ring::{Buffer, Completion, GATHER_MAX, Group, Piece, RelayRing};
+use crate::ring::{Buffer, Completion, RelayRing};
 use direction::{Direction, Source, Step};
 use io::Io;
 use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
 
 /// Bytes that one direction may deliver in one pass before its neighbours get their turn.
 const BUDGET_PER_PASS_BYTES: u64 = 256 * 1024;
-/// A queue that grew beyond this gives its memory back when it is empty.
-const QUEUE_KEEP: usize = 16;
 
 /// Deadlines of every session, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -78,13 +76,22 @@ pub struct Relay<I: Io, W: Watcher> {
     slots: Vec<Slot<I, W::Record>>,
     free: Vec<u32>,
     active: usize,
-    timers: Wheel<PairId>,
+    timers: Wheel<Due>,
     /// Directions that spent their budget, oldest first.
     put_off: VecDeque<(PairId, End)>,
     /// Directions that wait for a buffer, by group, oldest first.
     waiting: [VecDeque<(PairId, End)>; 2],
     blocked_sends_total: u64,
-    due: Vec<PairId>,
+    due: Vec<Due>,
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    /// One of the session's deadlines may have come.
+    Session(PairId),
+    /// A direction may try to send again.
+    Retry(PairId, End),
 }
 
 struct Slot<I: Io, R> {
@@ -126,6 +133,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             delivered_bytes: [0; 2],
             put_off: [false; 2],
             watching: [false; 2],
+            polling: [false; 2],
             unacknowledged: [0; 2],
             phase: Phase::Relaying,
             first_fin: None,
@@ -206,7 +214,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.watcher.in_hand(&pair.record);
         match operation {
             Operation::Receive => self.on_receive(now_us, id, end, completion),
-            Operation::Send => self.on_send(now_us, id, end, completion.result),
+            Operation::Send => self.on_writable(now_us, id, end),
             Operation::Watch => self.on_watch(now_us, id, end),
         }
         self.settle(now_us, id);
@@ -216,8 +224,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     pub fn end_of_pass(&mut self, now_us: u64) {
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now_us / 1_000, &mut due);
-        for id in due.drain(..) {
-            self.on_timer(now_us, id);
+        for timer in due.drain(..) {
+            match timer {
+                Due::Session(id) => self.on_timer(now_us, id),
+                Due::Retry(id, from) => self.on_retry(now_us, id, from),
+            }
         }
         self.due = due;
         // Only those that are queued now: a direction that spends its budget again waits.
@@ -326,26 +337,6 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    fn on_send(&mut self, now_us: u64, id: PairId, from: End, result: i32) {
-        let pair = self.live(id);
-        pair.direction(from).on_unblocked();
-        match result {
-            sent @ 0.. => {
-                pair.last_activity_ms = now_us / 1_000;
-                self.consume(id, from, sent as u32);
-            }
-            negative => match -negative {
-                // Cancelled by us, or interrupted: whatever is still wanted is sent again.
-                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
-                errno => self.on_failure(now_us, id, from.other(), cause_of(errno)),
-            },
-        }
-        if self.live(id).direction(from).is_discarding() {
-            self.drop_queue(id, from);
-        }
-        self.progress(now_us, id, from);
-    }
-
     fn on_watch(&mut self, now_us: u64, id: PairId, end: End) {
         let slot = &mut self.slots[id.slot as usize];
         let pair = slot.pair.as_deref_mut().expect("checked by complete");
@@ -380,7 +371,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     self.put_off.push_back((id, from));
                     return;
                 }
-                Step::Send => spent_bytes += self.deliver(now_us, id, from),
+                Step::Send => {
+                    let delivery = self.deliver(now_us, id, from);
+                    spent_bytes += delivery.sent_bytes;
+                    if delivery.is_full {
+                        self.wait_for_peer(id, from);
+                    }
+                }
                 Step::PassFin => {
                     let pair = self.slots[id.slot as usize]
                         .pair
@@ -390,147 +387,6 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     self.live(id).last_activity_ms = now_us / 1_000;
                     self.rearm_timer(now_us / 1_000, id);
                 }
-            }
-        }
-    }
-
-    /// Sends what the destination takes at once, and leaves the rest of the first piece to the
-    /// ring if it does not take all. Returns the bytes sent.
-    fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> u64 {
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("checked by progress");
-        let queue = &pair.queues[from as usize];
-        let first = queue
-            .front()
-            .expect("a direction asks to send only what is queued");
-        let mut pieces = [Piece {
-            buffer: &first.buffer,
-            from: first.from,
-            len: first.len,
-        }; GATHER_MAX];
-        let mut offered = 0;
-        let mut count = 0;
-        for (piece, chunk) in pieces.iter_mut().zip(queue) {
-            *piece = Piece {
-                buffer: &chunk.buffer,
-                from: chunk.from,
-                len: chunk.len,
-            };
-            offered += chunk.len - chunk.from;
-            count += 1;
-        }
-        let socket = pair.sockets[from.other() as usize]
-            .as_ref()
-            .expect("open while relaying");
-        let sent = match self.io.send_now(socket, &pieces[..count]) {
-            Ok(sent) => sent as u32,
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock => 0,
-                ErrorKind::Interrupted => return 0,
-                _ => {
-                    let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
-                    self.on_failure(now_us, id, from.other(), cause);
-                    return 0;
-                }
-            },
-        };
-        if sent > 0 {
-            self.consume(id, from, sent);
-        }
-        if sent < offered {
-            self.wait_for_peer(id, from);
-        }
-        u64::from(sent)
-    }
-
-    /// The destination is full: the ring sends the first piece when it can.
-    fn wait_for_peer(&mut self, id: PairId, from: End) {
-        self.blocked_sends_total += 1;
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("checked by deliver");
-        let chunk = pair.queues[from as usize]
-            .front()
-            .expect("not all was sent");
-        let socket = pair.sockets[from.other() as usize]
-            .as_ref()
-            .expect("open while relaying");
-        let token_of = |operation| token(id, operation, from);
-        self.io.send(
-            socket,
-            &chunk.buffer,
-            chunk.from,
-            chunk.len,
-            token_of(Operation::Send),
-        );
-        pair.directions[from as usize].on_blocked();
-        pair.unacknowledged[from.other() as usize] = self.io.unacknowledged_bytes(socket);
-        // No receive is armed meanwhile, so a reset of the source would go unseen.
-        if !std::mem::replace(&mut pair.watching[from as usize], true) {
-            self.io.watch(pair.socket(from), token_of(Operation::Watch));
-        }
-    }
-
-    /// The destination took `sent` bytes from the head of the queue.
-    fn consume(&mut self, id: PairId, from: End, sent: u32) {
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("the caller's pair");
-        pair.delivered_bytes[from as usize] += u64::from(sent);
-        self.watcher.delivered(&pair.record, from, u64::from(sent));
-        if pair.directions[from as usize].is_discarding() {
-            return;
-        }
-        pair.directions[from as usize].on_sent(sent);
-        let mut left = sent;
-        while left > 0 {
-            let pair = self.live(id);
-            let queue = &mut pair.queues[from as usize];
-            let chunk = queue.front_mut().expect("no more was sent than was queued");
-            let part = left.min(chunk.len - chunk.from);
-            chunk.from += part;
-            left -= part;
-            if chunk.from == chunk.len {
-                let chunk = queue.pop_front().expect("just seen");
-                if queue.is_empty() && queue.capacity() > QUEUE_KEEP {
-                    *queue = VecDeque::new();
-                }
-                self.release(chunk.buffer);
-            }
-        }
-    }
-
-    /// Gives a buffer back, and to the direction that has waited longest for one.
-    fn release(&mut self, buffer: Buffer) {
-        let group = self.io.release(buffer);
-        self.wake_waiting(group);
-    }
-
-    fn wake_waiting(&mut self, group: Group) {
-        while let Some((id, from)) = self.waiting[group as usize].pop_front() {
-            let Some(pair) = self.pair(id) else { continue };
-            if pair.phase == Phase::Closing {
-                continue;
-            }
-            let direction = pair.direction(from);
-            direction.on_buffer_back();
-            // Only a receive can follow: a direction waits for a buffer with an empty queue.
-            if let Step::Receive(group, shots) = direction.next_step() {
-                let pair = self.slots[id.slot as usize]
-                    .pair
-                    .as_deref()
-                    .expect("just seen");
-                self.io.recv(
-                    pair.socket(from),
-                    group,
-                    shots,
-                    token(id, Operation::Receive, from),
-                );
-                return;
             }
         }
     }

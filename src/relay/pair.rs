@@ -62,7 +62,7 @@ const GENERATION_MASK: u32 = 0x00FF_FFFF;
 pub(super) enum Operation {
     /// Receiving from the end.
     Receive = 0,
-    /// Delivering what came from the end.
+    /// Waiting until what came from the end can be delivered.
     Send = 1,
     /// Watching the end for failure.
     Watch = 2,
@@ -133,6 +133,8 @@ pub(super) struct Pair<I: Io, R> {
     pub delivered_bytes: [u64; 2],
     /// Put off to a later pass because the pass's budget was spent.
     pub put_off: [bool; 2],
+    /// Waits for room in flight, by the end that the bytes come from.
+    pub polling: [bool; 2],
     /// Watches in flight, by end.
     pub watching: [bool; 2],
     /// Unacknowledged bytes seen when the idle timer last fired, by the end that they go to.
@@ -167,7 +169,7 @@ impl<I: Io, R> Pair<I, R> {
             .map(|&end| {
                 let direction = &self.directions[end as usize];
                 usize::from(direction.is_receiving())
-                    + usize::from(direction.is_blocked())
+                    + usize::from(self.polling[end as usize])
                     + usize::from(self.watching[end as usize])
             })
             .sum()

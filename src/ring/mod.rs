@@ -167,25 +167,6 @@ impl RelayRing {
         self.push(entry, token);
     }
 
-    /// Sends `from..len` of a held buffer, waiting for the peer as long as it takes.
-    ///
-    /// The caller keeps the buffer until the completion: it is borrowed by number, and releasing it
-    /// earlier is caught only by the poison of debug builds.
-    pub fn send(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        buffer: &Buffer,
-        from: u32,
-        len: u32,
-        token: Token,
-    ) {
-        let bytes = &self.buffers.bytes(buffer, len)[from as usize..];
-        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-            .build();
-        self.push(entry, token);
-    }
-
     /// Sends what the socket takes at once from up to [`GATHER_MAX`] pieces (sendmsg(2)).
     ///
     /// Errors: `WouldBlock` when it takes nothing; else the socket's.
@@ -291,8 +272,8 @@ impl RelayRing {
         self.stats.submitted_total += 1;
         self.stats.in_flight += u64::from(token != TOKEN_CANCEL);
         loop {
-            // SAFETY: everything that the entry points to is a held buffer of this ring's own pool
-            // (or nothing), and outlives the operation: see `send` and `BufferPool`.
+            // SAFETY: no entry made in this file points to memory: receives take their buffer from a
+            // registered ring, whose memory outlives this ring (see the order of the fields).
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }

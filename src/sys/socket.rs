@@ -228,16 +228,37 @@ pub fn linger_zero(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Bytes that were sent and that the peer has not acknowledged yet (`SIOCOUTQ`, tcp(7)).
+/// Bytes that were sent and that the peer has not acknowledged yet (`SIOCOUTQ`, tcp(7)); 0 on a
+/// connection that is dead, where the kernel's count stays what it was.
 pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> u32 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which `bytes` is.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
-    if result == -1 {
+    if result == -1 || bytes <= 0 || is_dead(socket) {
         0
     } else {
-        u32::try_from(bytes).unwrap_or(0)
+        bytes as u32
     }
+}
+
+/// Whether a TCP socket's connection is over in both directions: its state is TCP_CLOSE.
+fn is_dead(socket: BorrowedFd<'_>) -> bool {
+    /// `TCP_CLOSE` of the kernel's include/net/tcp_states.h.
+    const TCP_CLOSE: u8 = 7;
+    // The first byte of `struct tcp_info` is the state; the kernel copies as much as is asked for.
+    let mut state = 0u8;
+    let mut len: libc::socklen_t = 1;
+    // SAFETY: `state` is writable for the one byte that `len` says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &mut len,
+        )
+    };
+    result == 0 && state == TCP_CLOSE
 }
 
 /// Drops arriving SYNs on a listening socket, and nothing else.

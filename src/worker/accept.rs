@@ -120,7 +120,8 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                     // Fails only if there is none to detach: a unix socket.
                     let _ = socket::detach_filter(client.as_fd());
                 }
-                ledger.metrics.borrow_mut().listener(id).accepted_total += 1;
+                // Counted here and not in the session's task: the next look at the budget must see it.
+                ledger.session_began(id);
                 core::spawn(session::run(
                     Rc::clone(core),
                     id,

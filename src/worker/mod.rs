@@ -266,7 +266,11 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn session_began(&self) {
+    fn session_began(&self, listener: ListenerId) {
+        let mut metrics = self.metrics.borrow_mut();
+        let listener = metrics.listener(listener);
+        listener.accepted_total += 1;
+        listener.active += 1;
         self.active.set(self.active.get() + 1);
         self.budget.publish(self.core, self.active.get());
     }

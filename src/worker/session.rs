@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Core, Ledger};
 use crate::core;
-use crate::log::record::Record;
+use crate::log::record::{Record, wall_clock};
 use crate::metrics::ClosedKey;
 use crate::mode::tcp::{self, Attempts, Connected, Plan};
 use crate::outcome::{CloseReason, MoverKind};
@@ -105,8 +105,6 @@ impl Ledger {
         downstream: Option<SocketAddr>,
         accepted_us: u64,
     ) -> Opening {
-        self.session_began();
-        self.metrics.borrow_mut().listener(listener).active += 1;
         let sequence = self.next_sequence.get();
         self.next_sequence.set(sequence + 1);
         Opening {
@@ -170,7 +168,7 @@ impl Ledger {
             upstream: opening.upstream,
             server,
             downstream: opening.downstream,
-            ended_at: SystemTime::now(),
+            ended_at: wall_clock(),
             connect_us: None,
             first_byte_us: None,
             duration_us: now_us - opening.accepted_us,

@@ -43,13 +43,6 @@ pub(super) struct Receive {
     cancelled: bool,
 }
 
-pub(super) struct Send {
-    token: Token,
-    bytes: Vec<u8>,
-    sent: usize,
-    cancelled: bool,
-}
-
 /// One of our sockets, with its peer.
 #[derive(Default)]
 pub(super) struct Endpoint {
@@ -71,7 +64,8 @@ pub(super) struct Endpoint {
     pub linger_zero: bool,
     pub closed: bool,
     pub receive: Option<Receive>,
-    pub send: Option<Send>,
+    /// Waiting for room, and whether that was cancelled.
+    pub writable: Option<(Token, bool)>,
     pub watch: Option<(Token, bool)>,
 }
 
@@ -119,7 +113,7 @@ impl World {
     pub(super) fn complete_some(&mut self, id: usize) {
         match self.random.below(3) {
             0 => self.complete_receive(id),
-            1 => self.complete_send(id),
+            1 => self.complete_writable(id),
             _ => self.complete_watch(id),
         }
     }
@@ -170,36 +164,18 @@ impl World {
         }
     }
 
-    pub(super) fn complete_send(&mut self, id: usize) {
-        let Some(mut send) = self.endpoints[id].send.take() else {
-            return;
-        };
-        if self.endpoints[id].peer_reset {
-            if send.sent > 0 {
-                // io_uring reports what it had sent, and the error to the next operation.
-                return self.post(send.token, send.sent as i32, None, false);
+    pub(super) fn complete_writable(&mut self, id: usize) {
+        let endpoint = &mut self.endpoints[id];
+        match endpoint.writable {
+            Some((token, true)) => {
+                endpoint.writable = None;
+                self.post(token, -libc::ECANCELED, None, false);
             }
-            let endpoint = &mut self.endpoints[id];
-            let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
-                libc::EPIPE
-            } else {
-                libc::ECONNRESET
-            };
-            return self.post(send.token, -errno, None, false);
-        }
-        let rest = send.bytes[send.sent..].to_vec();
-        send.sent += self.take(id, &rest);
-        if send.sent == send.bytes.len() {
-            self.post(send.token, send.sent as i32, None, false);
-        } else if send.cancelled {
-            let result = if send.sent > 0 {
-                send.sent as i32
-            } else {
-                -libc::ECANCELED
-            };
-            self.post(send.token, result, None, false);
-        } else {
-            self.endpoints[id].send = Some(send);
+            Some((token, false)) if endpoint.peer_reset || endpoint.free() > 0 => {
+                endpoint.writable = None;
+                self.post(token, libc::POLLOUT.into(), None, false);
+            }
+            _ => {}
         }
     }
 
@@ -259,26 +235,16 @@ impl Io for SharedWorld {
         });
     }
 
-    fn send(&mut self, socket: &Socket, buffer: &Buffer, from: u32, len: u32, token: Token) {
-        let mut world = self.0.borrow_mut();
-        let bytes = world.pool.bytes(buffer, len)[from as usize..].to_vec();
-        let endpoint = &mut world.endpoints[socket.0];
-        assert!(
-            endpoint.send.is_none() && !endpoint.closed,
-            "two sends may reorder"
-        );
-        endpoint.send = Some(Send {
-            token,
-            bytes,
-            sent: 0,
-            cancelled: false,
-        });
+    fn await_writable(&mut self, socket: &Socket, token: Token) {
+        let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
+        assert!(endpoint.writable.is_none() && !endpoint.closed);
+        endpoint.writable = Some((token, false));
     }
 
     fn send_now(&mut self, socket: &Socket, pieces: &[Piece<'_>]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         let endpoint = &mut world.endpoints[socket.0];
-        assert!(endpoint.send.is_none() && !endpoint.closed && !endpoint.fin_sent);
+        assert!(!endpoint.closed && !endpoint.fin_sent);
         if endpoint.peer_reset {
             let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
                 libc::EPIPE
@@ -307,11 +273,11 @@ impl Io for SharedWorld {
         for endpoint in &mut self.0.borrow_mut().endpoints {
             match (
                 &mut endpoint.receive,
-                &mut endpoint.send,
+                &mut endpoint.writable,
                 &mut endpoint.watch,
             ) {
                 (Some(receive), ..) if receive.token == target => receive.cancelled = true,
-                (_, Some(send), _) if send.token == target => send.cancelled = true,
+                (_, Some((token, cancelled)), _) if *token == target => *cancelled = true,
                 (.., Some((token, cancelled))) if *token == target => *cancelled = true,
                 _ => {}
             }
@@ -333,7 +299,7 @@ impl Io for SharedWorld {
     fn shutdown_write(&mut self, socket: &Socket) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
         assert!(
-            !endpoint.closed && endpoint.send.is_none(),
+            !endpoint.closed && endpoint.writable.is_none(),
             "FIN before the last byte"
         );
         endpoint.fin_sent = true;
@@ -363,7 +329,7 @@ impl Io for SharedWorld {
     fn close(&mut self, socket: Socket) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
         let idle =
-            endpoint.receive.is_none() && endpoint.send.is_none() && endpoint.watch.is_none();
+            endpoint.receive.is_none() && endpoint.writable.is_none() && endpoint.watch.is_none();
         assert!(
             idle,
             "socket {} closed with an operation in flight",

@@ -191,9 +191,11 @@ impl Proxy {
             }
         }
         let process = self.process();
-        // The thread that takes signals starts last; what it holds is part of the base.
-        wait_until("the process listens to signals", || {
-            process.thread_names().iter().any(|name| name == "signals")
+        // A thread has its creator's name until it runs for the first time.
+        wait_until("every thread has its name", || {
+            let names = process.thread_names();
+            let unnamed = names.iter().filter(|name| *name == "corelay").count();
+            unnamed == 1 && names.iter().any(|name| name == "signals")
         });
         self.base = Some(Base {
             fds: process.open_fds().expect("it runs"),

@@ -1,0 +1,191 @@
+//! The copy mover: a received buffer is sent on, and goes back to its ring.
+//!
+//! What the destination takes at once is sent with one system call, up to 16 pieces of the queue together; no operation, no
+//! completion, and the buffer is free again before the next one is filled. Only what does
+//! not fit goes through the ring, which waits for the peer as long as it takes. Measured beside a send
+//! operation per message, see `docs/design.md`.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+
+use super::direction::Step;
+use super::io::Io;
+use super::pair::{End, Operation, PairId, Phase, token};
+use super::{Due, Relay, Watcher, cause_of};
+use crate::outcome::Cause;
+use crate::ring::{Buffer, GATHER_MAX, Group, Piece};
+
+/// A queue that grew beyond this gives its memory back when it is empty.
+const QUEUE_KEEP: usize = 16;
+
+/// Pause after a destination called itself writable and took nothing.
+const RETRY_MS: u64 = 5;
+
+/// What one attempt to send came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Delivery {
+    pub sent_bytes: u64,
+    /// The destination did not take all that was offered.
+    pub is_full: bool,
+}
+
+impl<I: Io, W: Watcher> Relay<I, W> {
+    /// Sends what the destination takes at once.
+    pub(super) fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> Delivery {
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by progress");
+        let queue = &pair.queues[from as usize];
+        let first = queue
+            .front()
+            .expect("a direction asks to send only what is queued");
+        let mut pieces = [Piece {
+            buffer: &first.buffer,
+            from: first.from,
+            len: first.len,
+        }; GATHER_MAX];
+        let mut offered = 0;
+        let mut count = 0;
+        for (piece, chunk) in pieces.iter_mut().zip(queue) {
+            *piece = Piece {
+                buffer: &chunk.buffer,
+                from: chunk.from,
+                len: chunk.len,
+            };
+            offered += chunk.len - chunk.from;
+            count += 1;
+        }
+        let socket = pair.sockets[from.other() as usize]
+            .as_ref()
+            .expect("open while relaying");
+        let sent = match self.io.send_now(socket, &pieces[..count]) {
+            Ok(sent) => sent as u32,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => 0,
+                ErrorKind::Interrupted => return Delivery::default(),
+                _ => {
+                    let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
+                    self.on_failure(now_us, id, from.other(), cause);
+                    return Delivery::default();
+                }
+            },
+        };
+        if sent > 0 {
+            self.live(id).last_activity_ms = now_us / 1_000;
+            self.consume(id, from, sent);
+        }
+        Delivery {
+            sent_bytes: u64::from(sent),
+            is_full: sent < offered,
+        }
+    }
+
+    /// The destination is full: go on when it has room again.
+    pub(super) fn wait_for_peer(&mut self, id: PairId, from: End) {
+        self.blocked_sends_total += 1;
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("checked by deliver");
+        pair.directions[from as usize].on_blocked();
+        pair.polling[from as usize] = true;
+        let to = pair.socket(from.other());
+        self.io.await_writable(to, token(id, Operation::Send, from));
+        let unacknowledged = self.io.unacknowledged_bytes(to);
+        pair.unacknowledged[from.other() as usize] = unacknowledged;
+        // No receive is armed meanwhile, so a reset of the source would go unseen.
+        if !std::mem::replace(&mut pair.watching[from as usize], true) {
+            self.io
+                .watch(pair.socket(from), token(id, Operation::Watch, from));
+        }
+    }
+
+    /// The destination has room again, or failed, or the wait was cancelled: sending tells which.
+    pub(super) fn on_writable(&mut self, now_us: u64, id: PairId, from: End) {
+        let pair = self.live(id);
+        pair.polling[from as usize] = false;
+        pair.direction(from).on_unblocked();
+        if pair.phase == Phase::Closing || pair.direction(from).queued_bytes() == 0 {
+            return;
+        }
+        let delivery = self.deliver(now_us, id, from);
+        if delivery.is_full && delivery.sent_bytes == 0 {
+            // Writable, and yet it takes nothing: the kernel is short of memory for sockets. To
+            // poll again at once would spin.
+            self.live(id).direction(from).on_blocked();
+            self.timers
+                .set(now_us / 1_000 + RETRY_MS, Due::Retry(id, from));
+        } else if delivery.is_full {
+            self.wait_for_peer(id, from);
+        }
+        self.progress(now_us, id, from);
+    }
+
+    /// The pause after a wait in vain is over.
+    pub(super) fn on_retry(&mut self, now_us: u64, id: PairId, from: End) {
+        let Some(pair) = self.pair(id) else { return };
+        if pair.direction(from).is_blocked() && !pair.polling[from as usize] {
+            self.on_writable(now_us, id, from);
+            self.settle(now_us, id);
+        }
+    }
+
+    /// The destination took `sent` bytes from the head of the queue.
+    pub(super) fn consume(&mut self, id: PairId, from: End, sent: u32) {
+        let pair = self.slots[id.slot as usize]
+            .pair
+            .as_deref_mut()
+            .expect("the caller's pair");
+        pair.delivered_bytes[from as usize] += u64::from(sent);
+        self.watcher.delivered(&pair.record, from, u64::from(sent));
+        pair.directions[from as usize].on_sent(sent);
+        let mut left = sent;
+        while left > 0 {
+            let pair = self.live(id);
+            let queue = &mut pair.queues[from as usize];
+            let chunk = queue.front_mut().expect("no more was sent than was queued");
+            let part = left.min(chunk.len - chunk.from);
+            chunk.from += part;
+            left -= part;
+            if chunk.from == chunk.len {
+                let chunk = queue.pop_front().expect("just seen");
+                if queue.is_empty() && queue.capacity() > QUEUE_KEEP {
+                    *queue = VecDeque::new();
+                }
+                self.release(chunk.buffer);
+            }
+        }
+    }
+
+    /// Gives a buffer back, and to the direction that has waited longest for one.
+    pub(super) fn release(&mut self, buffer: Buffer) {
+        let group = self.io.release(buffer);
+        self.wake_waiting(group);
+    }
+
+    fn wake_waiting(&mut self, group: Group) {
+        while let Some((id, from)) = self.waiting[group as usize].pop_front() {
+            let Some(pair) = self.pair(id) else { continue };
+            if pair.phase == Phase::Closing {
+                continue;
+            }
+            let direction = pair.direction(from);
+            direction.on_buffer_back();
+            // Only a receive can follow: a direction waits for a buffer with an empty queue.
+            if let Step::Receive(group, shots) = direction.next_step() {
+                let pair = self.slots[id.slot as usize]
+                    .pair
+                    .as_deref()
+                    .expect("just seen");
+                self.io.recv(
+                    pair.socket(from),
+                    group,
+                    shots,
+                    token(id, Operation::Receive, from),
+                );
+                return;
+            }
+        }
+    }
+}
