@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 
-use super::direction::Step;
 use super::io::Io;
 use super::pair::{End, Operation, PairId, Phase, token};
 use super::{Due, Relay, Watcher, cause_of};
@@ -18,6 +17,8 @@ use crate::ring::{Buffer, GATHER_MAX, Group, Piece};
 /// A queue that grew beyond this gives its memory back when it is empty.
 const QUEUE_KEEP: usize = 16;
 
+/// Directions woken per group and pass when buffers are short.
+const WAKES_PER_PASS: usize = 64;
 /// Pause after a destination called itself writable and took nothing.
 const RETRY_MS: u64 = 5;
 
@@ -95,10 +96,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let unacknowledged = self.io.unacknowledged_bytes(to);
         pair.unacknowledged[from.other() as usize] = unacknowledged;
         // No receive is armed meanwhile, so a reset of the source would go unseen.
-        if !std::mem::replace(&mut pair.watching[from as usize], true) {
-            self.io
-                .watch(pair.socket(from), token(id, Operation::Watch, from));
-        }
+        self.watch(id, from);
     }
 
     /// The destination has room again, or failed, or the wait was cancelled: sending tells which.
@@ -158,33 +156,28 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    /// Gives a buffer back, and to the direction that has waited longest for one.
+    /// Gives a buffer back. Whoever waits for one is woken at the end of the pass.
     pub(super) fn release(&mut self, buffer: Buffer) {
-        let group = self.io.release(buffer);
-        self.wake_waiting(group);
+        self.io.release(buffer);
     }
 
-    fn wake_waiting(&mut self, group: Group) {
-        while let Some((id, from)) = self.waiting[group as usize].pop_front() {
-            let Some(pair) = self.pair(id) else { continue };
-            if pair.phase == Phase::Closing {
-                continue;
-            }
-            let direction = pair.direction(from);
-            direction.on_buffer_back();
-            // Only a receive can follow: a direction waits for a buffer with an empty queue.
-            if let Step::Receive(group, shots) = direction.next_step() {
-                let pair = self.slots[id.slot as usize]
-                    .pair
-                    .as_deref()
-                    .expect("just seen");
-                self.io.recv(
-                    pair.socket(from),
-                    group,
-                    shots,
-                    token(id, Operation::Receive, from),
-                );
-                return;
+    /// Lets directions that wait for a buffer try again, oldest first, as long as there are
+    /// buffers. More of them than there are buffers: the kernel asks for a buffer before it looks at
+    /// the socket, so that most of those who wait have nothing to receive and will take none.
+    pub(super) fn wake_waiting(&mut self, now_us: u64) {
+        for group in Group::ALL {
+            let queued = self.waiting[group as usize].len().min(WAKES_PER_PASS);
+            for _ in 0..queued {
+                if !self.io.has_buffers(group) {
+                    break;
+                }
+                let next = self.waiting[group as usize].pop_front();
+                let Some((id, from)) = next else { break };
+                if let Some(pair) = self.pair(id) {
+                    pair.direction(from).on_buffer_back();
+                    self.progress(now_us, id, from);
+                    self.settle(now_us, id);
+                }
             }
         }
     }

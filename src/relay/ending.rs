@@ -8,11 +8,13 @@
 use super::direction::Source;
 use super::io::Io;
 use super::pair::{End, Operation, Pair, PairId, Phase, token};
-use super::{Due, Relay, Summary, Watcher, is_over};
+use super::{Due, Relay, Summary, Watcher, cause_of, is_over};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 
 /// After our own FIN to both ends, they have this long to close before they are reset.
 const LINGER_MS: u64 = 1_000;
+/// How often an end that sent FIN is looked at for a reset.
+const LOOK_MS: u64 = 1_000;
 /// First pause between two looks at a peer's unacknowledged bytes; doubled each time.
 const CHECK_FIRST_MS: u64 = 1;
 /// Longest such pause.
@@ -22,7 +24,6 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// An end is gone without FIN. What it had sent is delivered; nothing more goes to it.
     pub(super) fn on_failure(&mut self, now_us: u64, id: PairId, end: End, cause: Cause) {
         let now_ms = now_us / 1_000;
-        let half_close_ms = self.options.half_close_ms;
         let pair = self.live(id);
         let known = std::mem::replace(&mut pair.failed[end as usize], true);
         match pair.phase {
@@ -30,10 +31,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 pair.blame(end.side(), cause);
                 pair.phase = Phase::Failing {
                     end,
-                    deadline_ms: now_ms + half_close_ms,
                     check_ms: now_ms,
                     backoff_ms: CHECK_FIRST_MS,
                 };
+                pair.last_activity_ms = now_ms;
                 self.stop_towards(id, end);
                 self.rearm_timer(now_ms, id);
             }
@@ -99,12 +100,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// All that the failed end had sent was handed to the kernel: once the other end has
     /// acknowledged it, the reset may follow.
     fn check_acknowledged(&mut self, now_us: u64, id: PairId, failed: End) {
-        let slot = &mut self.slots[id.slot as usize];
-        let pair = slot.pair.as_deref_mut().expect("checked by settle");
-        if self.io.unacknowledged_bytes(pair.socket(failed.other())) == 0 {
+        let now_ms = now_us / 1_000;
+        let survivor = failed.other();
+        self.note_acknowledged(now_ms, id);
+        let pair = self.live(id);
+        if pair.unacknowledged[survivor as usize] == 0 {
             return self.close(id, Closing::Reset);
         }
-        let now_ms = now_us / 1_000;
         if let Phase::Failing {
             check_ms,
             backoff_ms,
@@ -123,30 +125,38 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         pair.timer = None;
         match pair.phase {
             Phase::Relaying => self.on_relaying_timer(now_us, id),
-            Phase::Failing { deadline_ms, .. } if now_ms >= deadline_ms => {
-                self.close(id, Closing::Reset);
-            }
+            Phase::Failing { .. } => self.on_failing_timer(now_ms, id),
             Phase::Lingering { deadline_ms } if now_ms >= deadline_ms => {
                 self.close(id, Closing::Reset);
             }
-            _ => {}
+            Phase::Lingering { .. } | Phase::Closing => {}
         }
         self.rearm_timer(now_ms, id);
         self.settle(now_us, id);
     }
 
+    /// The rest is delivered for as long as the survivor takes any of it.
+    fn on_failing_timer(&mut self, now_ms: u64, id: PairId) {
+        self.note_acknowledged(now_ms, id);
+        let options = self.options;
+        let pair = self.live(id);
+        let stuck = now_ms > pair.last_activity_ms + options.half_close_ms;
+        if stuck || pair.is_older_than(now_ms, options.max_age_ms) {
+            self.close(id, Closing::Reset);
+        }
+    }
+
     fn on_relaying_timer(&mut self, now_us: u64, id: PairId) {
         let now_ms = now_us / 1_000;
         let options = self.options;
-        if self.acknowledged_more(id) {
-            self.live(id).last_activity_ms = now_ms;
+        if let Some((end, cause)) = self.reset_after_fin(id) {
+            return self.on_failure(now_us, id, end, cause);
         }
+        self.note_acknowledged(now_ms, id);
         let pair = self.live(id);
+        // Moments are rounded down to milliseconds: only one more than the limit is surely over.
         let silent_ms = now_ms.saturating_sub(pair.last_activity_ms);
-        if options
-            .max_age_ms
-            .is_some_and(|max| now_ms >= pair.started_ms + max)
-        {
+        if pair.is_older_than(now_ms, options.max_age_ms) {
             self.say_goodbye(now_us, id, Cause::MaxAge);
         } else if pair.is_half_closed() && silent_ms > options.half_close_ms {
             pair.blame(Side::Local, Cause::HalfCloseTimeout);
@@ -156,22 +166,34 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    /// A peer that drains slowly is not idle: a send in flight shows no progress until its last
-    /// byte is taken, but the kernel's count of unacknowledged bytes does.
-    fn acknowledged_more(&mut self, id: PairId) -> bool {
-        let mut moved = false;
-        for from in End::BOTH {
+    /// An end that sent FIN and was reset since. No receive is armed on it, and a poll is no help:
+    /// io_uring's always reports the FIN (POLLRDHUP).
+    fn reset_after_fin(&mut self, id: PairId) -> Option<(End, Cause)> {
+        End::BOTH.into_iter().find_map(|end| {
             let slot = &mut self.slots[id.slot as usize];
-            let pair = slot.pair.as_deref_mut().expect("checked by on_timer");
-            if !pair.directions[from as usize].is_blocked() {
-                continue;
+            let pair = slot.pair.as_deref_mut()?;
+            if pair.directions[end as usize].source() != Source::Ended {
+                return None;
             }
-            let to = from.other();
-            let now = self.io.unacknowledged_bytes(pair.socket(to));
-            let before = std::mem::replace(&mut pair.unacknowledged[to as usize], now);
-            moved |= before != now;
+            let error = self.io.take_error(pair.socket(end)).err()?;
+            Some((
+                end,
+                error.raw_os_error().map_or(Cause::SocketError, cause_of),
+            ))
+        })
+    }
+
+    /// A peer that slowly drains what the kernel holds for it is not silent: a change of its
+    /// unacknowledged bytes counts as activity.
+    fn note_acknowledged(&mut self, now_ms: u64, id: PairId) {
+        for end in End::BOTH {
+            let slot = &mut self.slots[id.slot as usize];
+            let pair = slot.pair.as_deref_mut().expect("the caller's pair");
+            let now = self.io.unacknowledged_bytes(pair.socket(end));
+            if std::mem::replace(&mut pair.unacknowledged[end as usize], now) != now {
+                pair.last_activity_ms = now_ms;
+            }
         }
-        moved
     }
 
     /// Ends a session that we have had enough of: FIN to both ends, RST a second later. If bytes
@@ -277,21 +299,18 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let deadline_ms = match pair.phase {
             Phase::Closing => return,
             Phase::Lingering { deadline_ms } => deadline_ms,
-            Phase::Failing {
-                end,
-                deadline_ms,
-                check_ms,
-                ..
-            } => {
+            Phase::Failing { end, check_ms, .. } => {
+                let stuck_ms = pair.last_activity_ms + options.half_close_ms + 1;
                 let drained = is_over(&pair.directions[end as usize]);
                 if drained {
-                    check_ms.min(deadline_ms)
+                    check_ms.min(stuck_ms)
                 } else {
-                    deadline_ms
+                    stuck_ms
                 }
             }
             Phase::Relaying => {
-                let silence_ms = if pair.is_half_closed() {
+                let half_closed = pair.is_half_closed();
+                let silence_ms = if half_closed {
                     options.half_close_ms
                 } else {
                     options.idle_ms
@@ -300,7 +319,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 let oldest = options
                     .max_age_ms
                     .map_or(u64::MAX, |max| pair.started_ms + max);
-                silent.min(oldest).saturating_add(1)
+                let deadline_ms = silent.min(oldest).saturating_add(1);
+                let ended = pair.directions.iter().any(|d| d.source() == Source::Ended);
+                if ended {
+                    deadline_ms.min(now_ms + LOOK_MS)
+                } else {
+                    deadline_ms
+                }
             }
         };
         if let Some(timer) = pair.timer.take() {

@@ -19,12 +19,14 @@ pub trait Io {
     fn await_writable(&mut self, socket: &Self::Socket, token: Token);
     /// Sends what the socket takes at once; `WouldBlock` if nothing.
     fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
-    /// Completes when the socket fails or hangs up.
+    /// Completes when the socket fails, hangs up or sends FIN (io_uring asks for POLLRDHUP unasked).
     fn watch(&mut self, socket: &Self::Socket, token: Token);
     /// Makes an operation complete soon.
     fn cancel(&mut self, target: Token);
-    /// Gives a buffer back; returns the group that may have one to spare now.
-    fn release(&mut self, buffer: Buffer) -> Group;
+    /// Gives a buffer back.
+    fn release(&mut self, buffer: Buffer);
+    /// Whether the kernel has buffers of the group to fill.
+    fn has_buffers(&self, group: Group) -> bool;
     /// Asks for more buffers in a group; false if the group has none left.
     fn widen(&mut self, group: Group) -> bool;
     /// Size of one buffer, in bytes.
@@ -67,8 +69,12 @@ impl Io for RelayRing {
         RelayRing::cancel(self, target);
     }
 
-    fn release(&mut self, buffer: Buffer) -> Group {
-        self.buffers().release(buffer)
+    fn release(&mut self, buffer: Buffer) {
+        self.buffers().release(buffer);
+    }
+
+    fn has_buffers(&self, group: Group) -> bool {
+        RelayRing::has_buffers(self, group)
     }
 
     fn widen(&mut self, group: Group) -> bool {

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
 use crate::outcome::{Cause, CloseReason};
-use crate::ring::{Buffer, Completion, RelayRing};
+use crate::ring::{Buffer, Completion, Group, RelayRing};
 use direction::{Direction, Source, Step};
 use io::Io;
 use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
@@ -199,7 +199,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Whether there is work that no completion announces.
     pub fn is_busy(&self) -> bool {
-        !self.put_off.is_empty()
+        let can_wake =
+            |group: Group| !self.waiting[group as usize].is_empty() && self.io.has_buffers(group);
+        !self.put_off.is_empty() || Group::ALL.into_iter().any(can_wake)
     }
 
     /// Handles one completion.
@@ -231,6 +233,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             }
         }
         self.due = due;
+        self.wake_waiting(now_us);
         // Only those that are queued now: a direction that spends its budget again waits.
         for _ in 0..self.put_off.len() {
             let Some((id, end)) = self.put_off.pop_front() else {
@@ -334,6 +337,17 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         if !self.io.widen(group) {
             self.live(id).direction(from).on_no_buffer();
             self.waiting[group as usize].push_back((id, from));
+            self.watch(id, from);
+        }
+    }
+
+    /// Learns of a reset of an end on which no receive is armed.
+    fn watch(&mut self, id: PairId, end: End) {
+        let slot = &mut self.slots[id.slot as usize];
+        let pair = slot.pair.as_deref_mut().expect("the caller's pair");
+        if !std::mem::replace(&mut pair.watching[end as usize], true) {
+            let token = token(id, Operation::Watch, end);
+            self.io.watch(pair.socket(end), token);
         }
     }
 
@@ -384,7 +398,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                         .as_deref()
                         .expect("just seen");
                     self.io.shutdown_write(pair.socket(from.other()));
-                    self.live(id).last_activity_ms = now_us / 1_000;
+                    let unacknowledged = self.io.unacknowledged_bytes(pair.socket(from.other()));
+                    let pair = self.live(id);
+                    pair.unacknowledged[from.other() as usize] = unacknowledged;
+                    pair.last_activity_ms = now_us / 1_000;
                     self.rearm_timer(now_us / 1_000, id);
                 }
             }

@@ -106,7 +106,6 @@ pub(super) enum Phase {
     /// This end is gone without FIN; what it had sent is still being delivered.
     Failing {
         end: End,
-        deadline_ms: u64,
         check_ms: u64,
         backoff_ms: u64,
     },
@@ -137,7 +136,7 @@ pub(super) struct Pair<I: Io, R> {
     pub polling: [bool; 2],
     /// Watches in flight, by end.
     pub watching: [bool; 2],
-    /// Unacknowledged bytes seen when the idle timer last fired, by the end that they go to.
+    /// Unacknowledged bytes when they were last looked at, by the end that they go to.
     pub unacknowledged: [u32; 2],
     pub phase: Phase,
     /// The end whose FIN came first.
@@ -178,6 +177,11 @@ impl<I: Io, R> Pair<I, R> {
     /// Exactly one end sent FIN, and it was passed on.
     pub(super) fn is_half_closed(&self) -> bool {
         self.directions[0].is_finished() != self.directions[1].is_finished()
+    }
+
+    /// Whether it relays for longer than the limit, if there is one.
+    pub(super) fn is_older_than(&self, now_ms: u64, max_age_ms: Option<u64>) -> bool {
+        max_age_ms.is_some_and(|max| now_ms > self.started_ms + max)
     }
 
     /// Whether bytes were received that the other end has not taken.

@@ -118,7 +118,7 @@ impl RelayRing {
     pub fn new(options: RingOptions) -> Result<Self, RingError> {
         let mut buffers =
             BufferPool::new(options.buffer_bytes, options.buffers).map_err(RingError::Slab)?;
-        let cq_entries = options.cq_entries.next_power_of_two().min(CQ_ENTRIES_MAX);
+        let cq_entries = options.cq_entries.min(CQ_ENTRIES_MAX).next_power_of_two();
         let ring = IoUring::builder()
             .dontfork()
             .setup_single_issuer()
@@ -144,6 +144,11 @@ impl RelayRing {
     /// Size of one buffer, in bytes.
     pub fn buffer_size_bytes(&self) -> u32 {
         self.buffers.size_bytes()
+    }
+
+    /// Whether the kernel has buffers of the group to fill.
+    pub fn has_buffers(&self, group: Group) -> bool {
+        self.buffers.offered(group) > 0
     }
 
     /// Counters.
@@ -277,9 +282,11 @@ impl RelayRing {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
-            // Full: hand over what is there. EBUSY cannot last, the kernel keeps what overflows.
-            self.stats.enters_total += 1;
-            let _ = self.ring.submit();
+            // Full: hand over what is there. What cannot be submitted now can be after a reap, but
+            // there is none here: the kernel keeps what overflows, so that this ends.
+            if let Err(error) = self.enter(Wait::No) {
+                panic!("the relay ring is unusable: {error}");
+            }
         }
     }
 }

@@ -181,7 +181,7 @@ impl World {
 
     pub(super) fn complete_watch(&mut self, id: usize) {
         let endpoint = &mut self.endpoints[id];
-        let hung_up = endpoint.peer_reset || (endpoint.peer_fin && endpoint.fin_sent);
+        let hung_up = endpoint.peer_reset || endpoint.peer_fin;
         match endpoint.watch {
             Some((token, _)) if hung_up => {
                 endpoint.watch = None;
@@ -225,9 +225,14 @@ impl Io for SharedWorld {
     type Socket = Socket;
 
     fn recv(&mut self, socket: &Socket, group: Group, shots: Shots, token: Token) {
-        let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
+        let mut world = self.0.borrow_mut();
+        let endpoint = &world.endpoints[socket.0];
         assert!(endpoint.receive.is_none() && !endpoint.closed);
-        endpoint.receive = Some(Receive {
+        if world.pool.offered(group) == 0 {
+            // io_uring takes a buffer before it looks at the socket.
+            return world.post(token, -libc::ENOBUFS, None, false);
+        }
+        world.endpoints[socket.0].receive = Some(Receive {
             token,
             group,
             shots,
@@ -284,8 +289,12 @@ impl Io for SharedWorld {
         }
     }
 
-    fn release(&mut self, buffer: Buffer) -> Group {
-        self.0.borrow_mut().pool.release(buffer)
+    fn release(&mut self, buffer: Buffer) {
+        self.0.borrow_mut().pool.release(buffer);
+    }
+
+    fn has_buffers(&self, group: Group) -> bool {
+        self.0.borrow().pool.offered(group) > 0
     }
 
     fn widen(&mut self, group: Group) -> bool {

@@ -171,6 +171,17 @@ impl Simulation {
                 check_end(session, index, this, sides[1 - index], summary, any_stalled);
             }
         }
+        if !any_stalled && !self.resets {
+            // Nobody had a reason to give up: a session that timed out was forgotten.
+            for summary in ends.summaries.iter().flatten() {
+                let cause = summary.reason.cause;
+                assert!(
+                    matches!(cause, Cause::Finished | Cause::Empty),
+                    "{}",
+                    summary.reason
+                );
+            }
+        }
         assert_eq!(world.pool.held(), 0, "buffers were lost");
     }
 }
