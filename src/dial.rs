@@ -39,13 +39,14 @@ pub async fn connect(
         (socket, Connecting::Pending) => {
             // A descriptor that monoio cannot take (it never refuses one) is a local failure.
             let pending = Readiness::new(socket).map_err(classify)?;
-            await_connected(pending, timeout, client, stop).await
+            await_connected(pending, address, timeout, client, stop).await
         }
     }
 }
 
 async fn await_connected(
     pending: Readiness,
+    address: &Address,
     timeout: Duration,
     client: BorrowedFd<'_>,
     stop: &Signal,
@@ -65,6 +66,7 @@ async fn await_connected(
     match given_up {
         Some(reason) => Err(reason),
         None => socket::take_error(&socket)
+            .and_then(|()| socket::refuse_itself(&socket, address))
             .map(|()| socket)
             .map_err(classify),
     }

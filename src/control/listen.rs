@@ -7,8 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -86,13 +85,42 @@ pub struct Bound {
 
 /// Paths of unix listeners that this process made; dropping it removes them.
 #[derive(Default)]
-pub struct UnixPaths(Vec<PathBuf>);
+pub struct UnixPaths(Vec<UnixPath>);
+
+struct UnixPath {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl UnixPaths {
+    fn add(&mut self, path: &Path) -> io::Result<()> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        self.0.push(UnixPath {
+            path: path.to_path_buf(),
+            device,
+            inode,
+        });
+        Ok(())
+    }
+}
 
 impl Drop for UnixPaths {
     fn drop(&mut self) {
-        for path in &self.0 {
-            // Gone already is as good.
-            let _ = std::fs::remove_file(path);
+        for UnixPath {
+            path,
+            device,
+            inode,
+        } in &self.0
+        {
+            // Somebody may have put another socket there meanwhile: that one is not ours.
+            let is_ours = std::fs::symlink_metadata(path)
+                .is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode));
+            if is_ours {
+                // Gone already is as good.
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }
@@ -191,9 +219,9 @@ fn bind_unix(
 ) -> Result<Vec<OwnedFd>, Failure> {
     let address = Address::Unix(path.to_path_buf());
     take_lock(&address.to_string(), bound)?;
-    remove_stale(path)?;
+    remove_stale(path, options)?;
     let socket = socket::bind(&address, false, options)?;
-    bound.unix_paths.0.push(path.to_path_buf());
+    bound.unix_paths.add(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
     let sockets = (0..cores)
         .map(|_| socket.try_clone())
@@ -203,7 +231,7 @@ fn bind_unix(
 }
 
 /// Removes a socket that nobody listens on any more; anything else stays.
-fn remove_stale(path: &Path) -> Result<(), Failure> {
+fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
     use std::os::unix::fs::FileTypeExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return Ok(());
@@ -211,7 +239,8 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
     if !metadata.file_type().is_socket() {
         return Err(Failure::NotASocket);
     }
-    match UnixStream::connect(path) {
+    // Non-blocking: a process that hangs with a full backlog must not hang us, and is alive.
+    match socket::connect(&Address::Unix(path.to_path_buf()), options) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)?;
             Ok(())

@@ -93,8 +93,8 @@ pub struct Running {
     notices: mpsc::Receiver<Notice>,
     stats: Arc<CoreStats>,
     access_log: LogWriter,
-    /// Held for life, as the locks are.
-    _unix_paths: listen::UnixPaths,
+    /// Removed when the drain begins.
+    unix_paths: listen::UnixPaths,
     _locks: Vec<std::os::fd::OwnedFd>,
     drain: Duration,
     echoes: Vec<Arc<AtomicU64>>,
@@ -172,7 +172,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         notices,
         stats,
         access_log,
-        _unix_paths: unix_paths,
+        unix_paths,
         _locks: locks,
         drain: config.timeouts.drain,
         echoes,

@@ -33,6 +33,14 @@ pub enum ResolveError {
         /// The name.
         host: String,
     },
+    /// The names have more addresses than there are server ids.
+    #[error(
+        "upstream {upstream}: its names resolve to too many addresses (65,536 servers in all); nothing was started; list fewer"
+    )]
+    TooMany {
+        /// The upstream.
+        upstream: String,
+    },
 }
 
 /// The servers of all upstreams.
@@ -66,7 +74,11 @@ pub fn resolve(config: &Config) -> Result<Resolved, ResolveError> {
                 .iter()
                 .all(|&ServerId(known)| resolved.servers[usize::from(known)].1 != address);
             if is_new {
-                ids.push(ServerId(resolved.servers.len() as u16));
+                let id_of_server =
+                    u16::try_from(resolved.servers.len()).map_err(|_| ResolveError::TooMany {
+                        upstream: upstream.name.clone(),
+                    })?;
+                ids.push(ServerId(id_of_server));
                 resolved.servers.push((id, address));
             }
         }

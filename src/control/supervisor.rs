@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::Running;
 use super::notify::{Environment, Notifier};
+use super::{Running, listen};
 use crate::worker::{Event, Message};
 
 /// After the reset of the last sessions, how long their cores may take to report it.
@@ -39,7 +39,7 @@ pub(super) fn core_events(notices: &mpsc::Sender<Notice>) -> crate::worker::Even
 
 impl Running {
     /// Serves until told to stop; returns when all is over.
-    pub fn supervise(self) -> Result<(), super::RunError> {
+    pub fn supervise(mut self) -> Result<(), super::RunError> {
         let notifier = Notifier::new(&Environment::read(), std::process::id())
             .map_err(|error| super::RunError::Failed(error.to_string()))?;
         notifier.ready(&format!("serving on {} cores", self.cores.len()));
@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// Stops at once, as if told to.
-    pub fn stop(self) -> Result<(), super::RunError> {
+    pub fn stop(mut self) -> Result<(), super::RunError> {
         let notifier = Notifier::new(&Environment::read(), std::process::id())
             .map_err(|error| super::RunError::Failed(error.to_string()))?;
         self.drain(&notifier);
@@ -95,47 +95,47 @@ impl Running {
     }
 
     /// Lets sessions finish, then resets the rest.
-    fn drain(&self, notifier: &Notifier) {
+    fn drain(&mut self, notifier: &Notifier) {
         self.stats.set_ready(false);
         notifier.stopping(&format!("draining for up to {} s", self.drain.as_secs()));
+        // A unix socket has no SYN to drop: without its path nobody new finds it.
+        self.unix_paths = listen::UnixPaths::default();
         for core in &self.cores {
             core.send(Message::Drain);
         }
-        let mut left = self.cores.len();
-        if self.await_drained(&mut left, self.drain) {
-            tracing::info!("every session finished");
-            return;
+        let mut waiting: Vec<bool> = vec![true; self.cores.len()];
+        match self.await_drained(&mut waiting, self.drain) {
+            Drained::All => return tracing::info!("every session finished"),
+            Drained::Late => {
+                tracing::warn!("timeouts.drain is over: the remaining sessions are reset");
+            }
+            Drained::Signal => tracing::warn!("second signal: the remaining sessions are reset"),
         }
         for core in &self.cores {
             core.send(Message::Abort);
         }
-        if !self.await_drained(&mut left, ABORT_WITHIN) {
+        if self.await_drained(&mut waiting, ABORT_WITHIN) != Drained::All {
+            let late = waiting.iter().filter(|&&late| late).count();
             tracing::warn!(
-                cores = left,
+                cores = late,
                 "cores did not report the end of their sessions in time"
             );
         }
     }
 
-    /// True when every core is drained; false at the deadline or at a second signal.
-    fn await_drained(&self, left: &mut usize, within: Duration) -> bool {
+    /// Waits until no core is left in `waiting`.
+    fn await_drained(&self, waiting: &mut [bool], within: Duration) -> Drained {
         let deadline = Instant::now() + within;
-        while *left > 0 {
+        while waiting.contains(&true) {
             match self.next_notice(Some(deadline)) {
-                Some(Notice::Core(Event::Drained(_))) => *left -= 1,
+                Some(Notice::Core(Event::Drained(core))) => waiting[usize::from(core.0)] = false,
                 Some(Notice::Core(event)) => report(&event),
                 Some(Notice::Signal(SIGUSR1)) => self.access_log.reopen(),
-                Some(Notice::Signal(_)) => {
-                    tracing::warn!("second signal: the remaining sessions are reset");
-                    return false;
-                }
-                None => {
-                    tracing::warn!("timeouts.drain is over: the remaining sessions are reset");
-                    return false;
-                }
+                Some(Notice::Signal(_)) => return Drained::Signal,
+                None => return Drained::Late,
             }
         }
-        true
+        Drained::All
     }
 
     fn end(self) {
@@ -164,6 +164,17 @@ pub(super) fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<
             }
         })?;
     Ok(())
+}
+
+/// How a wait for the cores ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drained {
+    /// Every core reported.
+    All,
+    /// The time is over.
+    Late,
+    /// Another stop signal came.
+    Signal,
 }
 
 fn report(event: &Event) {

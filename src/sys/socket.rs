@@ -129,20 +129,35 @@ pub fn connect(address: &Address, options: &Options) -> io::Result<(OwnedFd, Con
         options.apply(&socket)?;
     }
     let target = sockaddr(address)?;
-    match socket.connect(&target) {
-        Ok(()) => return Ok((socket.into(), Connecting::Done)),
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
-        Err(e) => return Err(e),
-    }
+    let first = socket.connect(&target);
     // The SYN-ACK of a local server was handled when the first call let go of the socket, so a
     // second call finds the connection established (or refused) and saves a round through a ring.
-    match socket.connect(&target) {
-        Ok(()) => Ok((socket.into(), Connecting::Done)),
-        Err(e) if e.raw_os_error() == Some(libc::EISCONN) => Ok((socket.into(), Connecting::Done)),
+    let result = match &first {
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => socket.connect(&target),
+        _ => first,
+    };
+    match result {
         Err(e) if e.raw_os_error() == Some(libc::EALREADY) => {
-            Ok((socket.into(), Connecting::Pending))
+            return Ok((socket.into(), Connecting::Pending));
         }
-        Err(e) => Err(e),
+        Err(e) if e.raw_os_error() != Some(libc::EISCONN) => return Err(e),
+        _ => {}
+    }
+    refuse_itself(&socket, address)?;
+    Ok((socket.into(), Connecting::Done))
+}
+
+/// A dead local server whose port is an ephemeral one can be "reached" by a socket that the kernel
+/// happened to give the same port: it is connected to itself (TCP simultaneous open, RFC 9293
+/// section 3.5) and would echo its client.
+///
+/// Errors: `ConnectionRefused`, which is what the server's absence means.
+pub fn refuse_itself(socket: &impl AsFd, address: &Address) -> io::Result<()> {
+    match address {
+        Address::Tcp(peer) if local_address(socket)? == Some(*peer) => {
+            Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
+        }
+        _ => Ok(()),
     }
 }
 

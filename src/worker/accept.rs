@@ -92,6 +92,8 @@ async fn stop(
     // The pending wait must complete before the socket may close; see `core::readiness`.
     socket::shutdown(listener.as_fd());
     waiting.await;
+    // A unix socket still hands out those who came before it was shut down.
+    take_all(core, id, listener).await;
 }
 
 /// Accepts until the queue is empty. New SYNs are dropped meanwhile, so that it becomes empty.
@@ -99,7 +101,8 @@ async fn take_all(core: &Rc<Core>, id: ListenerId, listener: &Readiness) {
     loop {
         match accept_batch(core, id, listener, true) {
             Batch::Empty | Batch::Closed => return,
-            Batch::Full => {}
+            // Established sessions get a pass, as they do between batches otherwise.
+            Batch::Full => core::sleep(Duration::from_millis(1)).await,
             Batch::Exhausted if core.aborting.is_set() => return,
             Batch::Exhausted => core::sleep(PAUSE).await,
         }
