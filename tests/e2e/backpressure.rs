@@ -11,7 +11,7 @@ use corelay_bench::servers::{Fault, Server};
 
 use crate::support::peers::{
     End, connect, connect_with_receive_buffer, expect_bytes, read_pattern, read_pattern_from,
-    write_until_stuck,
+    reset, write_until_stuck,
 };
 use crate::support::{Config, Pair, Proxy, Upstream, size_from_env, wait_until};
 
@@ -253,5 +253,45 @@ fn a_stalled_server_stalls_only_its_own_connection() {
     }
     drop(stuck);
     drop(stall);
+    proxy.finish();
+}
+
+/// The kernel takes a buffer before it looks at the socket: with the slab empty, idle connections wait for one too.
+/// One released buffer once woke one of them, which had no use for it and woke nobody.
+#[test]
+fn a_buffer_that_comes_back_reaches_whoever_has_bytes_to_receive() {
+    /// More than the 64 buffers of the slab.
+    const HOGS: usize = 80;
+    const BYSTANDERS: usize = 60;
+    let source = Server::source(u64::MAX, 25).start().unwrap();
+    let echo = Server::echo().start().unwrap();
+    let config = Config::to([source.address()])
+        .set("workers", 1)
+        .set("buffers.size", "1KiB")
+        .set("buffers.per_core", 64)
+        .set("listeners.other.bind", "127.0.0.1:0")
+        .set("listeners.other.upstream", "echo")
+        .set("upstreams.echo.servers", vec![echo.address().to_string()]);
+    let proxy = Proxy::start(&config);
+    let other = proxy.listener("other").parse().unwrap();
+    let hogs: Vec<TcpStream> = (0..HOGS)
+        .map(|_| connect_with_receive_buffer(proxy.address(), SMALL_BUFFER_BYTES))
+        .collect();
+    wait_until("no buffer is left", || {
+        let metrics = proxy.metrics();
+        metrics.sum("corelay_buffers_in_ring") <= 16.0
+            && metrics.sum("corelay_buffers_waiting") > 0.0
+    });
+    let bystanders: Vec<TcpStream> = (0..BYSTANDERS).map(|_| connect(other)).collect();
+    let mut asking = connect(other);
+    asking.write_all(b"anyone there?").unwrap();
+    for hog in hogs {
+        reset(hog);
+    }
+    expect_bytes(&mut asking, b"anyone there?");
+    wait_until("nobody waits for a buffer", || {
+        proxy.metrics().sum("corelay_buffers_waiting") == 0.0
+    });
+    drop((bystanders, asking));
     proxy.finish();
 }

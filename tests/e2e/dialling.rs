@@ -251,3 +251,24 @@ fn case_40_a_server_that_vanished_is_given_up_by_user_timeout() {
     child::run_tool("nft", &["delete", "table", "inet", "case40"]);
     proxy.finish();
 }
+
+/// A session that wakes by its client's first byte and then waits for a connection pushes an entry into a ring in
+/// which nobody sleeps. Debug builds refuse to sleep with it unsubmitted.
+#[test]
+fn a_dial_that_begins_with_the_first_byte_is_not_slept_on() {
+    let hole = Blackhole::new().unwrap();
+    let echo = Server::echo().start().unwrap();
+    let config = Config::to([hole.address(), echo.address()])
+        .set("workers", 1)
+        .set("timeouts.connect", "300ms")
+        .set("listeners.edge.defer_connect", "10s");
+    let mut proxy = Proxy::start(&config);
+    for _ in 0..6 {
+        let mut client = connect(proxy.address());
+        std::thread::sleep(Duration::from_millis(20));
+        client.write_all(b"wake").unwrap();
+        expect_bytes(&mut client, b"wake");
+        assert!(proxy.is_running());
+    }
+    proxy.finish();
+}

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -330,4 +330,33 @@ fn case_85_who_connects_during_the_stop_is_served_or_refused_but_never_reset() {
             .sum()
     });
     assert!(served > CLIENTS, "the clients did connect");
+}
+
+/// Someone who connects while the listener closes is served, however early the core could think that it is done.
+#[test]
+fn case_85_a_client_that_comes_during_the_grace_is_served() {
+    let upstream = Upstream::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("listener");
+    let config = Config::to([upstream.address()])
+        .set("workers", 1)
+        .set("listeners.edge.bind", format!("unix:{}", path.display()));
+    let mut proxy = Proxy::start(&config);
+    // Its path goes when the drain begins; whoever had resolved it before is in the queue.
+    let early: Vec<UnixStream> = (0..5)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    proxy.signal(Signal::TERM);
+    let mut servers: Vec<TcpStream> = early.iter().map(|_| upstream.accept()).collect();
+    wait_until("the path is gone", || !path.exists());
+    for (mut client, server) in early.into_iter().zip(&mut servers) {
+        server.write_all(b"late").unwrap();
+        finish(server);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"late");
+    }
+    drop(servers);
+    assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::OK));
 }
