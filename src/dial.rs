@@ -11,6 +11,9 @@ use crate::outcome::Cause;
 use crate::sys::socket::{self, Connecting, Options, Peer};
 use crate::units::Address;
 
+/// How often a pending attempt looks whether anybody still waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialError {
@@ -61,7 +64,8 @@ async fn await_connected(
         }
     };
     let end = || socket::shutdown(pending.as_fd());
-    let given_up = readiness::wait_patiently(pending.writable(), timeout, give_up, end).await;
+    let given_up =
+        readiness::wait_patiently(pending.writable(), timeout, LOOK_EVERY, give_up, end).await;
     let socket = pending.into_fd();
     match given_up {
         Some(reason) => Err(reason),

@@ -145,7 +145,8 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
             ))
         })?;
     }
-    await_cores(&notices, cores.len(), |event| {
+    let mut early = Vec::new();
+    await_cores(&notices, cores.len(), &mut early, |event| {
         matches!(event, Event::Started(_))
     })?;
 
@@ -160,9 +161,13 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     for core in &cores {
         core.send(Message::Listen);
     }
-    await_cores(&notices, cores.len(), |event| {
+    await_cores(&notices, cores.len(), &mut early, |event| {
         matches!(event, Event::Listening(_))
     })?;
+    // The signals that came meanwhile, in order, for `supervise`. The receiver is in our hands.
+    for signal in early {
+        let _ = notices_in.send(Notice::Signal(signal));
+    }
     stats.set_ready(true);
     let echoes = cores.iter().map(|_| Arc::default()).collect();
     let running = Running {
@@ -428,6 +433,7 @@ fn test_cq_entries() -> Option<u32> {
 fn await_cores(
     notices: &mpsc::Receiver<Notice>,
     cores: usize,
+    signals: &mut Vec<i32>,
     is_awaited: impl Fn(&Event) -> bool,
 ) -> Result<(), RunError> {
     let deadline = Instant::now() + START_WITHIN;
@@ -439,7 +445,8 @@ fn await_cores(
                 return Err(core_failed(core, error));
             }
             Ok(Notice::Core(event)) if is_awaited(&event) => missing -= 1,
-            Ok(_) => {}
+            Ok(Notice::Core(_)) => {}
+            Ok(Notice::Signal(signal)) => signals.push(signal),
             Err(_) => {
                 return Err(RunError::Failed(format!(
                     "{missing} of {cores} cores did not start within {} s; nothing was started; is the machine out of CPU or memory?",

@@ -27,7 +27,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::readiness::Readiness;
-use crate::ring::{Completion, RelayRing, Token, Wait};
+use crate::ring::{Completion, RelayRing, Shots, Token, Wait};
 use crate::sys::{clock, event, fd};
 
 /// The pump's own token: monoio's ring has completions.
@@ -109,9 +109,12 @@ impl<E: Engine + 'static> Pump<E> {
             let may_sleep = quiescent && !super::turn_wanted();
             let mut engine = self.engine.borrow_mut();
             if may_sleep && !poll_armed {
-                engine
-                    .ring()
-                    .poll(self.monoio_ring, libc::POLLIN as u32, TOKEN_MONOIO);
+                engine.ring().poll(
+                    self.monoio_ring,
+                    libc::POLLIN as u32,
+                    Shots::Single,
+                    TOKEN_MONOIO,
+                );
                 poll_armed = true;
             }
             let wait = if may_sleep && !engine.is_busy() {

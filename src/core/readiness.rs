@@ -18,22 +18,20 @@ use monoio::net::UnixStream;
 use super::Either;
 use crate::sys::fd;
 
-/// How often a wait that may be given up looks whether it should.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// Waits for at most `timeout`, and looks now and then whether there is another reason to stop:
+/// Waits for at most `timeout`, and looks every `look_every` whether there is another reason to stop:
 /// `give_up(is_over)` names one, and must if the time is over. Then `end` makes the wait complete,
 /// which is awaited: a pending one must not be dropped.
 pub async fn wait_patiently<R>(
     wait: impl Future<Output = ()>,
     timeout: Duration,
+    look_every: Duration,
     mut give_up: impl FnMut(bool) -> Option<R>,
     end: impl FnOnce(),
 ) -> Option<R> {
     let mut wait = pin!(wait);
     let mut left = timeout;
     loop {
-        let slice = left.min(LOOK_EVERY);
+        let slice = left.min(look_every);
         let mut nap = pin!(super::sleep(slice));
         if let Either::First(()) = super::first(wait.as_mut(), nap.as_mut()).await {
             return None;

@@ -481,10 +481,10 @@ fn ring(page: &mut Page, scrape: &Scrape<'_>) {
     page.gauge("corelay_ring_operations_in_flight", "Operations in flight.");
     page.per_core(scrape, |core| core.ring.in_flight);
     page.counter(
-        "corelay_ring_inline_sends_total",
+        "corelay_ring_sends_total",
         "Sends that completed without the ring.",
     );
-    page.per_core(scrape, |core| core.ring.inline_sends_total);
+    page.per_core(scrape, |core| core.ring.sends_total);
     page.counter(
         "corelay_ring_blocked_sends_total",
         "Sends that had to wait for the peer.",

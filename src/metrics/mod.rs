@@ -245,8 +245,8 @@ pub struct RingMetrics {
     pub cq_overflow_total: u64,
     /// Operations in flight.
     pub in_flight: u64,
-    /// Sends that completed without the ring.
-    pub inline_sends_total: u64,
+    /// Sends that moved bytes.
+    pub sends_total: u64,
     /// Sends that had to wait for the peer.
     pub blocked_sends_total: u64,
 }

@@ -184,7 +184,7 @@ fn ring_total(scrape: &Scrape<'_>) -> Value {
         "submissions_per_enter": ratio(submitted, enters),
         "cq_overflow": sum(scrape, |core| core.ring.cq_overflow_total),
         "in_flight": sum(scrape, |core| core.ring.in_flight),
-        "inline_sends": sum(scrape, |core| core.ring.inline_sends_total),
+        "sends": sum(scrape, |core| core.ring.sends_total),
         "blocked_sends": sum(scrape, |core| core.ring.blocked_sends_total),
     })
 }
@@ -220,7 +220,7 @@ fn core_object(core: &CoreMetrics, stale: bool) -> Value {
             "submissions_per_enter": ratio(ring.submitted_total, ring.enters_total),
             "cq_overflow": ring.cq_overflow_total,
             "in_flight": ring.in_flight,
-            "inline_sends": ring.inline_sends_total,
+            "sends": ring.sends_total,
             "blocked_sends": ring.blocked_sends_total,
         },
         "turns": core.pump.turns_total,

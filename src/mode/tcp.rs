@@ -11,6 +11,10 @@ use crate::sys::clock;
 use crate::sys::socket::{self, Options, Peer};
 use crate::units::{Address, ServerId};
 
+/// How often a client that owes its first byte looks whether the process is to end. Thousands may
+/// wait, so that it is as rare as an end by second signal allows.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// What a session needs to reach a server.
 pub struct Plan<'a> {
     /// The servers in the order in which they are tried, each at most once.
@@ -130,7 +134,8 @@ async fn first_byte(
     };
     // Shutting down the receiving half alone sends nothing, so that the reset still follows.
     let end = || socket::shutdown_read(waiting.as_fd());
-    let given_up = readiness::wait_patiently(waiting.readable(), timeout, give_up, end).await;
+    let given_up =
+        readiness::wait_patiently(waiting.readable(), timeout, LOOK_EVERY, give_up, end).await;
     let downstream = waiting.into_fd();
     if let Some(cause) = given_up {
         socket::linger_zero(downstream.as_fd());

@@ -1,18 +1,20 @@
 //! The copy mover: a received buffer is sent on, and goes back to its ring.
 //!
-//! What the destination takes at once is sent with one system call, up to 16 pieces of the queue together; no operation, no
-//! completion, and the buffer is free again before the next one is filled. Only what does
-//! not fit goes through the ring, which waits for the peer as long as it takes. Measured beside a send
-//! operation per message, see `docs/design.md`.
+//! What the destination takes at once is sent with one system call, up to 16 pieces of the queue
+//! together; no operation, no completion, and the buffer is free again before the next one is
+//! filled. When it takes less, the direction waits for room with a multishot poll in the ring, and
+//! sends again. The rest is not left to a send operation: with MSG_WAITALL the kernel polls on
+//! behalf of one at most 128 times (APOLL_MAX_RETRY, io_uring/poll.h) and then hands it to an io-wq
+//! thread. Nothing in flight ever reads a buffer, so that buffers need no protection from a close.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 
 use super::io::Io;
 use super::pair::{End, Operation, PairId, Phase, token};
-use super::{Due, Relay, Watcher, cause_of};
+use super::{Due, Relay, Watcher, cause_of, live};
 use crate::outcome::Cause;
-use crate::ring::{Buffer, GATHER_MAX, Group, Piece};
+use crate::ring::{Completion, GATHER_MAX, Group, Piece};
 
 /// A queue that grew beyond this gives its memory back when it is empty.
 const QUEUE_KEEP: usize = 16;
@@ -33,10 +35,7 @@ pub(super) struct Delivery {
 impl<I: Io, W: Watcher> Relay<I, W> {
     /// Sends what the destination takes at once.
     pub(super) fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> Delivery {
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("checked by progress");
+        let pair = live(&mut self.slots, id);
         let queue = &pair.queues[from as usize];
         let first = queue
             .front()
@@ -85,56 +84,86 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// The destination is full: go on when it has room again.
     pub(super) fn wait_for_peer(&mut self, id: PairId, from: End) {
         self.blocked_sends_total += 1;
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("checked by deliver");
+        let pair = live(&mut self.slots, id);
+        debug_assert_ne!(pair.phase, Phase::Closing, "nobody would cancel the wait");
         pair.directions[from as usize].on_blocked();
-        pair.polling[from as usize] = true;
         let to = pair.socket(from.other());
-        self.io.await_writable(to, token(id, Operation::Send, from));
         let unacknowledged = self.io.unacknowledged_bytes(to);
+        // One that was armed before stays armed: every refused send is followed by an edge.
+        if !pair.polling[from as usize] {
+            self.io
+                .await_writable(to, token(id, Operation::Writable, from));
+            pair.polling[from as usize] = true;
+        }
         pair.unacknowledged[from.other() as usize] = unacknowledged;
         // No receive is armed meanwhile, so a reset of the source would go unseen.
         self.watch(id, from);
     }
 
-    /// The destination has room again, or failed, or the wait was cancelled: sending tells which.
-    pub(super) fn on_writable(&mut self, now_us: u64, id: PairId, from: End) {
-        let pair = self.live(id);
-        pair.polling[from as usize] = false;
-        pair.direction(from).on_unblocked();
-        if pair.phase == Phase::Closing || pair.direction(from).queued_bytes() == 0 {
+    /// The wait for room tells something, or has ended.
+    pub(super) fn on_writable(
+        &mut self,
+        now_us: u64,
+        id: PairId,
+        from: End,
+        completion: &Completion,
+    ) {
+        let pair = live(&mut self.slots, id);
+        pair.polling[from as usize] = completion.more;
+        if pair.phase == Phase::Closing || !pair.direction(from).is_blocked() {
             return;
         }
-        let delivery = self.deliver(now_us, id, from);
-        if delivery.is_full && delivery.sent_bytes == 0 {
-            // Writable, and yet it takes nothing: the kernel is short of memory for sockets. To
-            // poll again at once would spin.
-            self.live(id).direction(from).on_blocked();
-            self.timers
-                .set(now_us / 1_000 + RETRY_MS, Due::Retry(id, from));
-        } else if delivery.is_full {
-            self.wait_for_peer(id, from);
+        // io_uring reports a FIN of the destination unasked. That is no room.
+        let about_room = i32::from(libc::POLLOUT | libc::POLLERR | libc::POLLHUP);
+        if completion.result < 0 || completion.result & about_room != 0 {
+            self.try_again(now_us, id, from);
+        } else if !completion.more {
+            let to = pair.socket(from.other());
+            self.io
+                .await_writable(to, token(id, Operation::Writable, from));
+            pair.polling[from as usize] = true;
+        }
+    }
+
+    /// The pause after an attempt in vain is over.
+    pub(super) fn on_retry(&mut self, now_us: u64, id: PairId, from: End) {
+        let Some(pair) = self.pair(id) else { return };
+        pair.retrying[from as usize] = false;
+        if pair.phase != Phase::Closing && pair.direction(from).is_blocked() {
+            self.try_again(now_us, id, from);
+            self.settle(now_us, id);
+        }
+    }
+
+    /// A destination that was full may have room, or have failed: sending tells which.
+    fn try_again(&mut self, now_us: u64, id: PairId, from: End) {
+        let pair = live(&mut self.slots, id);
+        pair.direction(from).on_unblocked();
+        if pair.direction(from).queued_bytes() > 0 {
+            let delivery = self.deliver(now_us, id, from);
+            if delivery.is_full && delivery.sent_bytes == 0 {
+                self.pause(now_us, id, from);
+            }
+            if delivery.is_full {
+                self.wait_for_peer(id, from);
+            }
         }
         self.progress(now_us, id, from);
     }
 
-    /// The pause after a wait in vain is over.
-    pub(super) fn on_retry(&mut self, now_us: u64, id: PairId, from: End) {
-        let Some(pair) = self.pair(id) else { return };
-        if pair.direction(from).is_blocked() && !pair.polling[from as usize] {
-            self.on_writable(now_us, id, from);
-            self.settle(now_us, id);
+    /// It called itself writable and took nothing: the kernel is short of memory for sockets, and
+    /// may send no edge when it has some again.
+    fn pause(&mut self, now_us: u64, id: PairId, from: End) {
+        let pair = live(&mut self.slots, id);
+        if !std::mem::replace(&mut pair.retrying[from as usize], true) {
+            self.timers
+                .set(now_us / 1_000 + RETRY_MS, Due::Retry(id, from));
         }
     }
 
     /// The destination took `sent` bytes from the head of the queue.
     pub(super) fn consume(&mut self, id: PairId, from: End, sent: u32) {
-        let pair = self.slots[id.slot as usize]
-            .pair
-            .as_deref_mut()
-            .expect("the caller's pair");
+        let pair = live(&mut self.slots, id);
         pair.delivered_bytes[from as usize] += u64::from(sent);
         self.watcher.delivered(&pair.record, from, u64::from(sent));
         pair.directions[from as usize].on_sent(sent);
@@ -151,14 +180,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 if queue.is_empty() && queue.capacity() > QUEUE_KEEP {
                     *queue = VecDeque::new();
                 }
-                self.release(chunk.buffer);
+                self.io.release(chunk.buffer);
             }
         }
-    }
-
-    /// Gives a buffer back. Whoever waits for one is woken at the end of the pass.
-    pub(super) fn release(&mut self, buffer: Buffer) {
-        self.io.release(buffer);
     }
 
     /// Lets directions that wait for a buffer try again, oldest first, as long as there are

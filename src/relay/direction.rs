@@ -10,8 +10,8 @@
 //!
 //! The engine reports what happened and asks [`Direction::next_step`] what to do. The rules that live
 //! here: receive only when everything received was delivered, so that a direction never needs a
-//! second buffer to go on; multishot only for small messages whose sends do not wait; at most one
-//! send in flight; FIN only after the last byte.
+//! second buffer to go on; multishot only for small messages whose sends do not wait; FIN only after the last
+//! byte.
 
 use crate::ring::{Group, Shots};
 
@@ -65,7 +65,7 @@ pub enum Step {
 pub struct Direction {
     source: Source,
     receive: Receive,
-    /// A send is in flight because the destination was full.
+    /// The destination was full: waiting for room.
     blocked: bool,
     fin_passed: bool,
     discarding: bool,
@@ -91,8 +91,7 @@ impl Direction {
 
     /// What to do now. Each answer but `Rest` must be carried out and takes effect at once.
     pub fn next_step(&mut self) -> Step {
-        let must_stop = self.blocked || (self.discarding && self.source == Source::Failed);
-        if must_stop && self.receive == Receive::On(Shots::Multi) {
+        if self.blocked && self.receive == Receive::On(Shots::Multi) {
             self.receive = Receive::Cancelling;
             return Step::StopReceiving;
         }
@@ -198,15 +197,15 @@ impl Direction {
         }
     }
 
-    /// The destination was full: a send is in flight.
+    /// The destination was full: the engine waits for room.
     pub fn on_blocked(&mut self) {
-        debug_assert!(!self.blocked, "two sends in flight may reorder");
+        debug_assert!(!self.blocked, "waits already");
         self.blocked = true;
         self.slow = true;
         self.streak = 0;
     }
 
-    /// The send in flight completed.
+    /// There may be room: the next step is to send.
     pub fn on_unblocked(&mut self) {
         debug_assert!(self.blocked);
         self.blocked = false;
@@ -221,12 +220,7 @@ impl Direction {
         self.streak = 0;
     }
 
-    /// Whether arriving bytes are thrown away.
-    pub fn is_discarding(&self) -> bool {
-        self.discarding
-    }
-
-    /// Whether a send is in flight.
+    /// Whether it waits for room at the destination.
     pub fn is_blocked(&self) -> bool {
         self.blocked
     }

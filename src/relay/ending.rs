@@ -1,14 +1,14 @@
 //! How sessions end: failures, deadlines, and the close itself.
 //!
-//! An abort is passed on as an abort, after every byte that came before it: the last send is
-//! complete *and* the peer has acknowledged all (`SIOCOUTQ` is 0), for a reset drops what is still
+//! An abort is passed on as an abort, after every byte that came before it: the last one is sent
+//! *and* the peer has acknowledged all (`SIOCOUTQ` is 0), for a reset drops what is still
 //! queued. A socket closes only when no operation on it is in flight; `shutdown(2)` is never called
 //! on a socket that is to be reset, for the peer would read a clean end.
 
 use super::direction::Source;
 use super::io::Io;
-use super::pair::{End, Operation, Pair, PairId, Phase, token};
-use super::{Due, Relay, Summary, Watcher, cause_of, is_over};
+use super::pair::{End, GENERATION_MASK, Operation, Pair, PairId, Phase, token};
+use super::{Due, Relay, Summary, Watcher, cause_of, is_over, live};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 
 /// After our own FIN to both ends, they have this long to close before they are reset.
@@ -58,7 +58,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             self.io.cancel(token(id, Operation::Receive, from));
         }
         if polling {
-            self.io.cancel(token(id, Operation::Send, from));
+            self.io.cancel(token(id, Operation::Writable, from));
         }
         self.drop_queue(id, from);
     }
@@ -67,7 +67,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     pub(super) fn drop_queue(&mut self, id: PairId, from: End) {
         let dropped = std::mem::take(&mut self.live(id).queues[from as usize]);
         for chunk in dropped {
-            self.release(chunk.buffer);
+            self.io.release(chunk.buffer);
         }
     }
 
@@ -187,8 +187,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// unacknowledged bytes counts as activity.
     fn note_acknowledged(&mut self, now_ms: u64, id: PairId) {
         for end in End::BOTH {
-            let slot = &mut self.slots[id.slot as usize];
-            let pair = slot.pair.as_deref_mut().expect("the caller's pair");
+            let pair = live(&mut self.slots, id);
             let now = self.io.unacknowledged_bytes(pair.socket(end));
             if std::mem::replace(&mut pair.unacknowledged[end as usize], now) != now {
                 pair.last_activity_ms = now_ms;
@@ -209,8 +208,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             deadline_ms: now_ms + LINGER_MS,
         };
         for end in End::BOTH {
-            let slot = &mut self.slots[id.slot as usize];
-            let pair = slot.pair.as_deref_mut().expect("just seen");
+            let pair = live(&mut self.slots, id);
             pair.directions[end as usize].discard();
             self.io.shutdown_write(pair.socket(end));
         }
@@ -242,8 +240,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             self.timers.cancel(timer);
         }
         for end in End::BOTH {
-            let slot = &mut self.slots[id.slot as usize];
-            let pair = slot.pair.as_deref_mut().expect("just seen");
+            let pair = live(&mut self.slots, id);
             if how == Closing::Reset {
                 self.io.linger_zero(pair.socket(end));
             }
@@ -251,7 +248,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.io.cancel(token(id, Operation::Receive, end));
             }
             if pair.polling[end as usize] {
-                self.io.cancel(token(id, Operation::Send, end));
+                self.io.cancel(token(id, Operation::Writable, end));
             }
             if pair.watching[end as usize] {
                 self.io.cancel(token(id, Operation::Watch, end));
@@ -268,7 +265,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             return;
         }
         let slot = &mut self.slots[id.slot as usize];
-        slot.generation = (slot.generation + 1) & 0x00FF_FFFF;
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
         let mut pair = slot.pair.take().expect("just seen");
         for end in End::BOTH {
             if let Some(socket) = pair.sockets[end as usize].take() {

@@ -15,11 +15,11 @@ pub trait Io {
 
     /// Arms a receive into a buffer of the group.
     fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
-    /// Completes when the socket has room, fails or hangs up.
+    /// Completes each time the socket has room after it was full, sends FIN, fails or hangs up.
     fn await_writable(&mut self, socket: &Self::Socket, token: Token);
     /// Sends what the socket takes at once; `WouldBlock` if nothing.
     fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
-    /// Completes when the socket fails, hangs up or sends FIN (io_uring asks for POLLRDHUP unasked).
+    /// Completes each time the socket sends FIN (io_uring reports it unasked), fails or hangs up.
     fn watch(&mut self, socket: &Self::Socket, token: Token);
     /// Makes an operation complete soon.
     fn cancel(&mut self, target: Token);
@@ -53,7 +53,8 @@ impl Io for RelayRing {
     }
 
     fn await_writable(&mut self, socket: &OwnedFd, token: Token) {
-        self.poll(socket.as_raw_fd(), libc::POLLOUT as u32, token);
+        let events = libc::POLLOUT as u32;
+        self.poll(socket.as_raw_fd(), events, Shots::Multi, token);
     }
 
     fn send_now(&mut self, socket: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {
@@ -62,7 +63,7 @@ impl Io for RelayRing {
 
     fn watch(&mut self, socket: &OwnedFd, token: Token) {
         // No event is asked for: POLLERR and POLLHUP are reported unasked.
-        self.poll(socket.as_raw_fd(), 0, token);
+        self.poll(socket.as_raw_fd(), 0, Shots::Multi, token);
     }
 
     fn cancel(&mut self, target: Token) {

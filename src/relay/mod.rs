@@ -4,8 +4,8 @@
 //! completion of the relay ring or a timer, handled inside the pump, until [`Watcher::closed`]
 //! reports the end. No task, no allocation and no lock per byte moved.
 //!
-//! [`direction`] decides what one direction does next; this file carries it out and moves the
-//! bytes; `ending` takes sessions down.
+//! [`direction`] decides what one direction does next, this file carries it out, `copy` moves the
+//! bytes, `ending` takes sessions down.
 //! The engine is generic over [`io::Io`], so that `simulation` can drive it with a kernel that
 //! behaves as badly as a seed tells it to.
 //!
@@ -134,6 +134,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             put_off: [false; 2],
             watching: [false; 2],
             polling: [false; 2],
+            retrying: [false; 2],
             unacknowledged: [0; 2],
             phase: Phase::Relaying,
             first_fin: None,
@@ -216,8 +217,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.watcher.in_hand(&pair.record);
         match operation {
             Operation::Receive => self.on_receive(now_us, id, end, completion),
-            Operation::Send => self.on_writable(now_us, id, end),
-            Operation::Watch => self.on_watch(now_us, id, end),
+            Operation::Writable => self.on_writable(now_us, id, end, &completion),
+            Operation::Watch => self.on_watch(now_us, id, end, completion.more),
         }
         self.settle(now_us, id);
     }
@@ -256,10 +257,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    /// A pair that the caller knows to be there.
+    /// A session that the caller knows to be there.
     fn live(&mut self, id: PairId) -> &mut Pair<I, W::Record> {
-        self.pair(id)
-            .expect("the caller holds the id of a live session")
+        live(&mut self.slots, id)
     }
 
     fn on_receive(&mut self, now_us: u64, id: PairId, from: End, completion: Completion) {
@@ -274,12 +274,15 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.on_bytes(now_us, id, from, buffer, len, more);
                 return self.progress(now_us, id, from);
             }
-            (Some(unused), _) => self.release(unused),
+            (Some(unused), _) => self.io.release(unused),
             (None, _) => {}
         }
         let pair = self.live(id);
         let direction = pair.direction(from);
         direction.on_receive_completed(more);
+        if pair.phase == Phase::Closing {
+            return;
+        }
         match result {
             // A side that failed has no FIN left to send: after its error was reported once, by a
             // send, the kernel answers a receive with 0.
@@ -311,8 +314,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         more: bool,
     ) {
         let full = len == self.io.buffer_bytes();
-        let slot = &mut self.slots[id.slot as usize];
-        let pair = slot.pair.as_deref_mut().expect("checked by complete");
+        let pair = live(&mut self.slots, id);
         pair.last_activity_ms = now_us / 1_000;
         if from == End::Upstream && pair.first_byte_us.is_none() {
             pair.first_byte_us = Some(now_us);
@@ -328,7 +330,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.io.cancel(token(id, Operation::Receive, from));
             }
         } else {
-            self.release(buffer);
+            self.io.release(buffer);
         }
     }
 
@@ -343,19 +345,18 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Learns of a reset of an end on which no receive is armed.
     fn watch(&mut self, id: PairId, end: End) {
-        let slot = &mut self.slots[id.slot as usize];
-        let pair = slot.pair.as_deref_mut().expect("the caller's pair");
+        let pair = live(&mut self.slots, id);
+        debug_assert_ne!(pair.phase, Phase::Closing, "nobody would cancel it");
         if !std::mem::replace(&mut pair.watching[end as usize], true) {
             let token = token(id, Operation::Watch, end);
             self.io.watch(pair.socket(end), token);
         }
     }
 
-    fn on_watch(&mut self, now_us: u64, id: PairId, end: End) {
-        let slot = &mut self.slots[id.slot as usize];
-        let pair = slot.pair.as_deref_mut().expect("checked by complete");
-        pair.watching[end as usize] = false;
-        // A hang-up without an error is the ordinary end of a socket that sent and received FIN.
+    fn on_watch(&mut self, now_us: u64, id: PairId, end: End, more: bool) {
+        let pair = live(&mut self.slots, id);
+        pair.watching[end as usize] = more;
+        // A FIN completes it as well, and says nothing new.
         if let Err(error) = self.io.take_error(pair.socket(end)) {
             let cause = error.raw_os_error().map_or(Cause::SocketError, cause_of);
             self.on_failure(now_us, id, end, cause);
@@ -372,10 +373,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             match pair.direction(from).next_step() {
                 Step::Rest => return,
                 Step::Receive(group, shots) => {
-                    let pair = self.slots[id.slot as usize]
-                        .pair
-                        .as_deref()
-                        .expect("just seen");
+                    let pair = live(&mut self.slots, id);
                     let token = token(id, Operation::Receive, from);
                     self.io.recv(pair.socket(from), group, shots, token);
                 }
@@ -393,10 +391,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     }
                 }
                 Step::PassFin => {
-                    let pair = self.slots[id.slot as usize]
-                        .pair
-                        .as_deref()
-                        .expect("just seen");
+                    let pair = live(&mut self.slots, id);
                     self.io.shutdown_write(pair.socket(from.other()));
                     let unacknowledged = self.io.unacknowledged_bytes(pair.socket(from.other()));
                     let pair = self.live(id);
@@ -429,6 +424,19 @@ impl<W: Watcher> Engine for Relay<RelayRing, W> {
     fn next_deadline_ms(&self) -> Option<u64> {
         Relay::next_deadline_ms(self)
     }
+}
+
+/// A session that the caller knows to be there. It borrows the table alone, so that the I/O stays
+/// free.
+fn live<I: Io, R>(slots: &mut [Slot<I, R>], id: PairId) -> &mut Pair<I, R> {
+    let slot = &mut slots[id.slot as usize];
+    assert_eq!(
+        slot.generation, id.generation,
+        "the slot has been given away"
+    );
+    slot.pair
+        .as_deref_mut()
+        .expect("of this generation, and not closed")
 }
 
 /// What a socket error says about the peer.

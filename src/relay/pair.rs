@@ -54,7 +54,7 @@ pub struct PairId {
 }
 
 /// Bits of a token that hold the generation; 24 of them, between the slot and the operation.
-const GENERATION_MASK: u32 = 0x00FF_FFFF;
+pub(super) const GENERATION_MASK: u32 = 0x00FF_FFFF;
 
 /// What an operation was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(super) enum Operation {
     /// Receiving from the end.
     Receive = 0,
     /// Waiting until what came from the end can be delivered.
-    Send = 1,
+    Writable = 1,
     /// Watching the end for failure.
     Watch = 2,
 }
@@ -83,7 +83,7 @@ pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
     };
     let operation = match kind >> 1 {
         0 => Operation::Receive,
-        1 => Operation::Send,
+        1 => Operation::Writable,
         2 => Operation::Watch,
         other => unreachable!("a token of operation {other} was never made"),
     };
@@ -130,6 +130,8 @@ pub(super) struct Pair<I: Io, R> {
     pub directions: [Direction; 2],
     pub queues: [VecDeque<Chunk>; 2],
     pub delivered_bytes: [u64; 2],
+    /// A timer will try to send again, by the end that the bytes come from.
+    pub retrying: [bool; 2],
     /// Put off to a later pass because the pass's budget was spent.
     pub put_off: [bool; 2],
     /// Waits for room in flight, by the end that the bytes come from.
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn tokens_carry_slot_generation_operation_and_end() {
-        for operation in [Operation::Receive, Operation::Send, Operation::Watch] {
+        for operation in [Operation::Receive, Operation::Writable, Operation::Watch] {
             for end in End::BOTH {
                 let id = PairId {
                     slot: 0xFFFF_FFFE,

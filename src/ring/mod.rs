@@ -67,12 +67,12 @@ pub struct Completion {
     pub more: bool,
 }
 
-/// How a receive goes on after its first bytes.
+/// How often an operation completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shots {
     /// One completion.
     Single,
-    /// A completion whenever bytes arrive, until one without [`Completion::more`].
+    /// Whenever there is something to tell, until a completion without [`Completion::more`].
     Multi,
 }
 
@@ -98,8 +98,8 @@ pub struct RingStats {
     pub completed_total: u64,
     /// Operations in flight, cancel requests aside.
     pub in_flight: u64,
-    /// Sends that completed without the ring.
-    pub inline_sends_total: u64,
+    /// Sends that moved bytes.
+    pub sends_total: u64,
     /// Enters after which completions waited that did not fit the queue. The kernel keeps them
     /// (IORING_FEAT_NODROP), at a price; its own overflow counter counts only what it lost.
     pub cq_overflow_total: u64,
@@ -207,13 +207,16 @@ impl RelayRing {
             // SAFETY: the first `count` vectors name bytes of held buffers, which stay put.
             unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) }
         };
-        self.stats.inline_sends_total += 1;
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        self.stats.sends_total += 1;
+        Ok(sent)
     }
 
-    /// One-shot poll for `events` (poll(2)); errors and hang-ups are always reported.
-    pub fn poll(&mut self, fd: RawFd, events: u32, token: Token) {
-        self.push(opcode::PollAdd::new(Fd(fd), events).build(), token);
+    /// Polls for `events` (poll(2)); errors, hang-ups and a peer's FIN (POLLRDHUP) are always
+    /// reported. [`Shots::Multi`] reports edges: what was true all along is told once.
+    pub fn poll(&mut self, fd: RawFd, events: u32, shots: Shots, token: Token) {
+        let poll = opcode::PollAdd::new(Fd(fd), events).multi(shots == Shots::Multi);
+        self.push(poll.build(), token);
     }
 
     /// Cancels the operation that was submitted with `target`; it still completes, if only with

@@ -425,7 +425,7 @@ impl Core {
         metrics.ring.submitted_total = stats.submitted_total;
         metrics.ring.completed_total = stats.completed_total;
         metrics.ring.in_flight = stats.in_flight;
-        metrics.ring.inline_sends_total = stats.inline_sends_total;
+        metrics.ring.sends_total = stats.sends_total;
         metrics.ring.blocked_sends_total = blocked_sends_total;
         metrics.ring.cq_overflow_total = stats.cq_overflow_total;
         let buffers = ring.buffers();

@@ -84,7 +84,8 @@ pub(super) async fn run(
                 engine.abort_all(now_us, crate::outcome::Cause::Drain);
             }
         }
-        Err(reason) => ledger.close_unrelayed(now_us, opening, &attempts, reason),
+        // No server took it; those that failed are counted one by one.
+        Err(reason) => ledger.close(now_us, opening, None, reason, |_| ()),
     }
 }
 
@@ -138,19 +139,6 @@ impl Ledger {
             let took = Duration::from_micros(attempts.connect_us);
             metrics.upstream(upstream).connect.record(took);
         }
-    }
-
-    fn close_unrelayed(
-        &self,
-        now_us: u64,
-        opening: Opening,
-        attempts: &Attempts,
-        reason: CloseReason,
-    ) {
-        // No server took it; those that failed are counted one by one.
-        self.close(now_us, opening, None, reason, |record| {
-            record.attempts = attempts.count;
-        });
     }
 
     fn close(

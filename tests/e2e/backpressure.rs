@@ -10,8 +10,8 @@ use corelay_bench::pattern::Pattern;
 use corelay_bench::servers::{Fault, Server};
 
 use crate::support::peers::{
-    End, connect, connect_with_receive_buffer, expect_bytes, read_pattern, read_pattern_from,
-    reset, write_until_stuck,
+    End, connect, connect_with_receive_buffer, expect_bytes, finish, read_pattern,
+    read_pattern_from, reset, write_until_stuck,
 };
 use crate::support::{Config, Pair, Proxy, Upstream, size_from_env, wait_until};
 
@@ -293,5 +293,45 @@ fn a_buffer_that_comes_back_reaches_whoever_has_bytes_to_receive() {
         proxy.metrics().sum("corelay_buffers_waiting") == 0.0
     });
     drop((bystanders, asking));
+    proxy.finish();
+}
+
+/// io_uring reports the FIN of a polled socket unasked: taken for room, it made every stalled download whose client
+/// had sent FIN a busy loop.
+#[test]
+fn a_stalled_download_of_a_client_that_sent_fin_does_not_spin() {
+    const SESSIONS: usize = 20;
+    const SECONDS: u64 = 2;
+    /// A look per second and session, and what the scrapes cost; a spin makes hundreds a second.
+    const ENTERS_MAX: f64 = 200.0;
+    let upstream = Upstream::new();
+    let proxy = Proxy::start(&Config::to([upstream.address()]));
+    let mut pairs: Vec<Pair> = (0..SESSIONS)
+        .map(|_| Pair::open_slow(&proxy, &upstream, SMALL_BUFFER_BYTES))
+        .collect();
+    let pattern = Pattern::new(22);
+    let mut sent = Vec::new();
+    for pair in &mut pairs {
+        finish(&pair.client);
+        sent.push(write_until_stuck(
+            &mut pair.server,
+            pattern,
+            1024 * MIB,
+            Duration::from_millis(200),
+        ));
+    }
+    let before = proxy.metrics().sum("corelay_ring_enters_total");
+    std::thread::sleep(Duration::from_secs(SECONDS));
+    let enters = proxy.metrics().sum("corelay_ring_enters_total") - before;
+    assert!(
+        enters <= ENTERS_MAX,
+        "{enters} enters in {SECONDS} s in which nothing moved"
+    );
+    // And none of it is lost.
+    for (pair, sent) in pairs.into_iter().zip(sent) {
+        let Pair { mut client, server } = pair;
+        drop(server);
+        assert_eq!(read_pattern(&mut client, pattern), (sent, End::Fin));
+    }
     proxy.finish();
 }

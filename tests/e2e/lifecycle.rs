@@ -360,3 +360,23 @@ fn case_85_a_client_that_comes_during_the_grace_is_served() {
     drop(servers);
     assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::OK));
 }
+
+/// From the moment at which it is caught, a stop signal is obeyed, also while the cores are starting.
+#[test]
+fn a_stop_during_the_start_is_obeyed() {
+    let upstream = Server::echo().start().unwrap();
+    for _ in 0..5 {
+        let mut proxy = Launch::default().spawn(&Config::to([upstream.address()]));
+        let pid = proxy.process().0;
+        wait_until("SIGTERM is caught", || {
+            const SIGTERM_BIT: u64 = 1 << (15 - 1);
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            caught
+                .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+                .is_some_and(|mask| mask & SIGTERM_BIT != 0)
+        });
+        proxy.signal(Signal::TERM);
+        assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::OK));
+    }
+}

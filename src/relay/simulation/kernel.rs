@@ -43,6 +43,25 @@ pub(super) struct Receive {
     cancelled: bool,
 }
 
+/// A multishot poll, and what it has told.
+pub(super) struct Poll {
+    token: Token,
+    cancelled: bool,
+    told_fin: bool,
+    told_reset: bool,
+}
+
+impl Poll {
+    fn new(token: Token) -> Self {
+        Self {
+            token,
+            cancelled: false,
+            told_fin: false,
+            told_reset: false,
+        }
+    }
+}
+
 /// One of our sockets, with its peer.
 #[derive(Default)]
 pub(super) struct Endpoint {
@@ -64,9 +83,10 @@ pub(super) struct Endpoint {
     pub linger_zero: bool,
     pub closed: bool,
     pub receive: Option<Receive>,
-    /// Waiting for room, and whether that was cancelled.
-    pub writable: Option<(Token, bool)>,
-    pub watch: Option<(Token, bool)>,
+    pub writable: Option<Poll>,
+    /// A send took less than it was offered.
+    pub refused: bool,
+    pub watch: Option<Poll>,
 }
 
 impl Endpoint {
@@ -165,33 +185,53 @@ impl World {
     }
 
     pub(super) fn complete_writable(&mut self, id: usize) {
+        let has_room = self.endpoints[id].free() > 0;
         let endpoint = &mut self.endpoints[id];
-        match endpoint.writable {
-            Some((token, true)) => {
-                endpoint.writable = None;
-                self.post(token, -libc::ECANCELED, None, false);
-            }
-            Some((token, false)) if endpoint.peer_reset || endpoint.free() > 0 => {
-                endpoint.writable = None;
-                self.post(token, libc::POLLOUT.into(), None, false);
-            }
-            _ => {}
+        let Some(poll) = &mut endpoint.writable else {
+            return;
+        };
+        let mut events = 0;
+        if endpoint.peer_reset && !std::mem::replace(&mut poll.told_reset, true) {
+            events |= libc::POLLERR | libc::POLLHUP;
+        }
+        if endpoint.peer_fin && !std::mem::replace(&mut poll.told_fin, true) {
+            events |= libc::POLLRDHUP;
+        }
+        // An edge: only after a send was refused.
+        if has_room && std::mem::replace(&mut endpoint.refused, false) {
+            events |= libc::POLLOUT;
+        }
+        let (token, cancelled) = (poll.token, poll.cancelled);
+        self.post_poll(token, events, cancelled);
+        if cancelled {
+            self.endpoints[id].writable = None;
         }
     }
 
     pub(super) fn complete_watch(&mut self, id: usize) {
         let endpoint = &mut self.endpoints[id];
-        let hung_up = endpoint.peer_reset || endpoint.peer_fin;
-        match endpoint.watch {
-            Some((token, _)) if hung_up => {
-                endpoint.watch = None;
-                self.post(token, libc::POLLHUP.into(), None, false);
-            }
-            Some((token, true)) => {
-                endpoint.watch = None;
-                self.post(token, -libc::ECANCELED, None, false);
-            }
-            _ => {}
+        let Some(poll) = &mut endpoint.watch else {
+            return;
+        };
+        let mut events = 0;
+        if endpoint.peer_reset && !std::mem::replace(&mut poll.told_reset, true) {
+            events |= libc::POLLERR | libc::POLLHUP;
+        }
+        if endpoint.peer_fin && !std::mem::replace(&mut poll.told_fin, true) {
+            events |= libc::POLLRDHUP;
+        }
+        let (token, cancelled) = (poll.token, poll.cancelled);
+        self.post_poll(token, events, cancelled);
+        if cancelled {
+            self.endpoints[id].watch = None;
+        }
+    }
+
+    fn post_poll(&mut self, token: Token, events: i16, cancelled: bool) {
+        if cancelled {
+            self.post(token, -libc::ECANCELED, None, false);
+        } else if events != 0 {
+            self.post(token, events.into(), None, true);
         }
     }
 
@@ -243,7 +283,9 @@ impl Io for SharedWorld {
     fn await_writable(&mut self, socket: &Socket, token: Token) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
         assert!(endpoint.writable.is_none() && !endpoint.closed);
-        endpoint.writable = Some((token, false));
+        endpoint.writable = Some(Poll::new(token));
+        // A new poll looks for itself; room counts as an edge.
+        endpoint.refused = true;
     }
 
     fn send_now(&mut self, socket: &Socket, pieces: &[Piece<'_>]) -> io::Result<usize> {
@@ -262,7 +304,9 @@ impl Io for SharedWorld {
             .iter()
             .flat_map(|p| world.pool.bytes(p.buffer, p.len)[p.from as usize..].to_vec())
             .collect();
-        match world.take(socket.0, &bytes) {
+        let taken = world.take(socket.0, &bytes);
+        world.endpoints[socket.0].refused |= taken < bytes.len();
+        match taken {
             0 => Err(io::ErrorKind::WouldBlock.into()),
             taken => Ok(taken),
         }
@@ -271,7 +315,7 @@ impl Io for SharedWorld {
     fn watch(&mut self, socket: &Socket, token: Token) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
         assert!(endpoint.watch.is_none() && !endpoint.closed);
-        endpoint.watch = Some((token, false));
+        endpoint.watch = Some(Poll::new(token));
     }
 
     fn cancel(&mut self, target: Token) {
@@ -282,8 +326,8 @@ impl Io for SharedWorld {
                 &mut endpoint.watch,
             ) {
                 (Some(receive), ..) if receive.token == target => receive.cancelled = true,
-                (_, Some((token, cancelled)), _) if *token == target => *cancelled = true,
-                (.., Some((token, cancelled))) if *token == target => *cancelled = true,
+                (_, Some(poll), _) if poll.token == target => poll.cancelled = true,
+                (.., Some(poll)) if poll.token == target => poll.cancelled = true,
                 _ => {}
             }
         }
@@ -307,10 +351,7 @@ impl Io for SharedWorld {
 
     fn shutdown_write(&mut self, socket: &Socket) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
-        assert!(
-            !endpoint.closed && endpoint.writable.is_none(),
-            "FIN before the last byte"
-        );
+        assert!(!endpoint.closed);
         endpoint.fin_sent = true;
     }
 
