@@ -65,6 +65,8 @@ pub enum Step {
 pub struct Direction {
     source: Source,
     receive: Receive,
+    /// A send is in the ring.
+    sending: bool,
     /// The destination was full: waiting for room.
     blocked: bool,
     fin_passed: bool,
@@ -80,6 +82,7 @@ impl Direction {
         Self {
             source: Source::Open,
             receive: Receive::Off,
+            sending: false,
             blocked: false,
             fin_passed: false,
             discarding: false,
@@ -95,7 +98,7 @@ impl Direction {
             self.receive = Receive::Cancelling;
             return Step::StopReceiving;
         }
-        if self.blocked {
+        if self.blocked || self.sending {
             return Step::Rest;
         }
         if self.queued_bytes > 0 {
@@ -195,6 +198,27 @@ impl Direction {
         if self.slow && self.queued_bytes == 0 && !self.blocked && self.streak >= TRUSTED_AFTER {
             self.slow = false;
         }
+    }
+
+    /// The head of the queue was given to the ring to send.
+    pub fn on_sending(&mut self) {
+        debug_assert!(!self.sending, "two sends in flight may reorder");
+        self.sending = true;
+    }
+
+    /// The ring's send completed.
+    pub fn on_send_completed(&mut self) {
+        self.sending = false;
+    }
+
+    /// Whether a send is in the ring.
+    pub fn is_sending(&self) -> bool {
+        self.sending
+    }
+
+    /// Whether arriving bytes are thrown away.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
     }
 
     /// The destination was full: the engine waits for room.

@@ -63,9 +63,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.drop_queue(id, from);
     }
 
-    /// Drops what is queued.
+    /// Drops what is queued, except the piece that a send in the ring is about to read.
     pub(super) fn drop_queue(&mut self, id: PairId, from: End) {
-        let dropped = std::mem::take(&mut self.live(id).queues[from as usize]);
+        let pair = self.live(id);
+        let keep = usize::from(pair.direction(from).is_sending());
+        let queue = &mut pair.queues[from as usize];
+        let dropped = queue.split_off(keep.min(queue.len()));
         for chunk in dropped {
             self.io.release(chunk.buffer);
         }

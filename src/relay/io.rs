@@ -17,6 +17,9 @@ pub trait Io {
     fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
     /// Completes each time the socket has room after it was full, sends FIN, fails or hangs up.
     fn await_writable(&mut self, socket: &Self::Socket, token: Token);
+    /// Sends what the socket takes of `from..len` of a buffer when it is submitted; completes with
+    /// EAGAIN if that is nothing. The buffer stays put until then.
+    fn send(&mut self, socket: &Self::Socket, buffer: &Buffer, from: u32, len: u32, token: Token);
     /// Sends what the socket takes at once; `WouldBlock` if nothing.
     fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
     /// Completes each time the socket sends FIN (io_uring reports it unasked), fails or hangs up.
@@ -55,6 +58,10 @@ impl Io for RelayRing {
     fn await_writable(&mut self, socket: &OwnedFd, token: Token) {
         let events = libc::POLLOUT as u32;
         self.poll(socket.as_raw_fd(), events, Shots::Multi, token);
+    }
+
+    fn send(&mut self, socket: &OwnedFd, buffer: &Buffer, from: u32, len: u32, token: Token) {
+        RelayRing::send(self, socket.as_fd(), buffer, from, len, token);
     }
 
     fn send_now(&mut self, socket: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {

@@ -218,6 +218,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         match operation {
             Operation::Receive => self.on_receive(now_us, id, end, completion),
             Operation::Writable => self.on_writable(now_us, id, end, &completion),
+            Operation::Send => self.on_send(now_us, id, end, completion.result),
             Operation::Watch => self.on_watch(now_us, id, end, completion.more),
         }
         self.settle(now_us, id);
@@ -383,6 +384,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     self.put_off.push_back((id, from));
                     return;
                 }
+                Step::Send if pair.queues[from as usize].len() == 1 => self.send(id, from),
                 Step::Send => {
                     let delivery = self.deliver(now_us, id, from);
                     spent_bytes += delivery.sent_bytes;

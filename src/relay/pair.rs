@@ -66,6 +66,8 @@ pub(super) enum Operation {
     Writable = 1,
     /// Watching the end for failure.
     Watch = 2,
+    /// Sending what came from the end.
+    Send = 3,
 }
 
 /// operation (7 bits) and end (1 bit) | generation (24 bits) | slot (32 bits)
@@ -85,6 +87,7 @@ pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
         0 => Operation::Receive,
         1 => Operation::Writable,
         2 => Operation::Watch,
+        3 => Operation::Send,
         other => unreachable!("a token of operation {other} was never made"),
     };
     let generation = (token >> 32) as u32 & GENERATION_MASK;
@@ -170,6 +173,7 @@ impl<I: Io, R> Pair<I, R> {
             .map(|&end| {
                 let direction = &self.directions[end as usize];
                 usize::from(direction.is_receiving())
+                    + usize::from(direction.is_sending())
                     + usize::from(self.polling[end as usize])
                     + usize::from(self.watching[end as usize])
             })
@@ -206,7 +210,12 @@ mod tests {
 
     #[test]
     fn tokens_carry_slot_generation_operation_and_end() {
-        for operation in [Operation::Receive, Operation::Writable, Operation::Watch] {
+        for operation in [
+            Operation::Receive,
+            Operation::Writable,
+            Operation::Watch,
+            Operation::Send,
+        ] {
             for end in End::BOTH {
                 let id = PairId {
                     slot: 0xFFFF_FFFE,

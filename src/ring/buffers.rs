@@ -49,6 +49,14 @@ enum Place {
     Held,
 }
 
+#[cfg(test)]
+impl Buffer {
+    /// The same buffer once more, as the kernel knows it while it sends from it.
+    pub fn alias(&self) -> Buffer {
+        Buffer(self.0)
+    }
+}
+
 /// Buffers that a group offers to the kernel at first.
 const WINDOW_FIRST: [u16; 2] = [64, 16];
 /// A window is halved after this many releases during which the kernel never used half of it.

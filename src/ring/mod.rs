@@ -98,7 +98,7 @@ pub struct RingStats {
     pub completed_total: u64,
     /// Operations in flight, cancel requests aside.
     pub in_flight: u64,
-    /// Sends that moved bytes.
+    /// Sends: operations, and system calls that moved bytes.
     pub sends_total: u64,
     /// Enters after which completions waited that did not fit the queue. The kernel keeps them
     /// (IORING_FEAT_NODROP), at a price; its own overflow counter counts only what it lost.
@@ -169,6 +169,27 @@ impl RelayRing {
                     .flags(squeue::Flags::BUFFER_SELECT)
             }
         };
+        self.push(entry, token);
+    }
+
+    /// Sends what the socket takes of `from..len` of a held buffer when the entry is submitted: it
+    /// never waits, so that its completion is there when [`RelayRing::enter`] returns.
+    ///
+    /// The caller keeps the buffer until the completion.
+    pub fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    ) {
+        let bytes = &self.buffers.bytes(buffer, len)[from as usize..];
+        let fd = Fd(socket.as_raw_fd());
+        let entry = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            .build();
+        self.stats.sends_total += 1;
         self.push(entry, token);
     }
 
@@ -280,8 +301,10 @@ impl RelayRing {
         self.stats.submitted_total += 1;
         self.stats.in_flight += u64::from(token != TOKEN_CANCEL);
         loop {
-            // SAFETY: no entry made in this file points to memory: receives take their buffer from a
-            // registered ring, whose memory outlives this ring (see the order of the fields).
+            // SAFETY: receives take their buffer from a registered ring, whose memory outlives this
+            // ring (see the order of the fields). A send reads a held buffer of this ring's pool,
+            // inside a slab that is never unmapped before the ring; who releases it too early sends
+            // wrong bytes but reads no foreign memory.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }

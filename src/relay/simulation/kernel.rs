@@ -43,6 +43,13 @@ pub(super) struct Receive {
     cancelled: bool,
 }
 
+pub(super) struct Send {
+    token: Token,
+    buffer: Buffer,
+    from: u32,
+    len: u32,
+}
+
 /// A multishot poll, and what it has told.
 pub(super) struct Poll {
     token: Token,
@@ -83,6 +90,7 @@ pub(super) struct Endpoint {
     pub linger_zero: bool,
     pub closed: bool,
     pub receive: Option<Receive>,
+    pub send: Option<Send>,
     pub writable: Option<Poll>,
     /// A send took less than it was offered.
     pub refused: bool,
@@ -131,8 +139,9 @@ impl World {
 
     /// Lets one operation of a socket make progress, if it can.
     pub(super) fn complete_some(&mut self, id: usize) {
-        match self.random.below(3) {
+        match self.random.below(4) {
             0 => self.complete_receive(id),
+            3 => self.complete_send(id),
             1 => self.complete_writable(id),
             _ => self.complete_watch(id),
         }
@@ -182,6 +191,31 @@ impl World {
         } else {
             endpoint.receive = Some(receive);
         }
+    }
+
+    pub(super) fn complete_send(&mut self, id: usize) {
+        let Some(send) = self.endpoints[id].send.take() else {
+            return;
+        };
+        let endpoint = &mut self.endpoints[id];
+        if endpoint.peer_reset {
+            let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
+                libc::EPIPE
+            } else {
+                libc::ECONNRESET
+            };
+            return self.post(send.token, -errno, None, false);
+        }
+        // Read now: a buffer that was released meanwhile is not held any more.
+        let bytes = self.pool.bytes(&send.buffer, send.len)[send.from as usize..].to_vec();
+        let taken = self.take(id, &bytes);
+        self.endpoints[id].refused |= taken < bytes.len();
+        let result = if taken == 0 {
+            -libc::EAGAIN
+        } else {
+            taken as i32
+        };
+        self.post(send.token, result, None, false);
     }
 
     pub(super) fn complete_writable(&mut self, id: usize) {
@@ -288,10 +322,22 @@ impl Io for SharedWorld {
         endpoint.refused = true;
     }
 
+    fn send(&mut self, socket: &Socket, buffer: &Buffer, from: u32, len: u32, token: Token) {
+        let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
+        assert!(endpoint.send.is_none() && !endpoint.closed && !endpoint.fin_sent);
+        let buffer = buffer.alias();
+        endpoint.send = Some(Send {
+            token,
+            buffer,
+            from,
+            len,
+        });
+    }
+
     fn send_now(&mut self, socket: &Socket, pieces: &[Piece<'_>]) -> io::Result<usize> {
         let mut world = self.0.borrow_mut();
         let endpoint = &mut world.endpoints[socket.0];
-        assert!(!endpoint.closed && !endpoint.fin_sent);
+        assert!(endpoint.send.is_none() && !endpoint.closed && !endpoint.fin_sent);
         if endpoint.peer_reset {
             let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
                 libc::EPIPE
@@ -378,8 +424,10 @@ impl Io for SharedWorld {
 
     fn close(&mut self, socket: Socket) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
-        let idle =
-            endpoint.receive.is_none() && endpoint.writable.is_none() && endpoint.watch.is_none();
+        let idle = endpoint.receive.is_none()
+            && endpoint.send.is_none()
+            && endpoint.writable.is_none()
+            && endpoint.watch.is_none();
         assert!(
             idle,
             "socket {} closed with an operation in flight",

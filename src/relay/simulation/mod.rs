@@ -136,6 +136,7 @@ impl Simulation {
                 let mut world = self.world.0.borrow_mut();
                 world.peer_acts(id, false);
                 world.complete_receive(id);
+                world.complete_send(id);
                 world.complete_writable(id);
                 world.complete_watch(id);
             }
