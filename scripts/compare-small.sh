@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-7} seconds=${2:-3} connections=${3:-64} bytes=${4:-64}
 cargo build --release --workspace --quiet
+bin=${CARGO_TARGET_DIR:-target}/release
 work=$(mktemp -d)
 pids=()
 cc_file=/proc/sys/net/ipv4/tcp_congestion_control
@@ -43,7 +44,7 @@ free_port() {
 }
 
 echo_port=$(free_port)
-taskset -c 0 target/release/corelay-bench serve echo --listen "127.0.0.1:$echo_port" --name echo >/dev/null &
+taskset -c 0 $bin/corelay-bench serve echo --listen "127.0.0.1:$echo_port" --name echo >/dev/null &
 pids+=($!)
 await_port "$echo_port"
 
@@ -55,7 +56,7 @@ listeners: { edge: { bind: "127.0.0.1:$port", upstream: app } }
 upstreams: { app: { servers: ["127.0.0.1:$echo_port"] } }
 log: { access: off, level: error }
 EOF
-target/release/corelay run --config "$work/corelay.yaml" &
+$bin/corelay run --config "$work/corelay.yaml" &
 pids+=($!); names+=(corelay); ports+=("$port"); groups+=("$!")
 await_port "$port"
 
@@ -104,7 +105,7 @@ us_per_tick=$((1000000 / $(getconf CLK_TCK)))
 for ((round = 0; round <= rounds; round++)); do
     for index in "${!names[@]}"; do
         before=$(ticks_of "${groups[index]}")
-        result=$(taskset -c 0 target/release/corelay-bench rr --to "127.0.0.1:${ports[index]}" \
+        result=$(taskset -c 0 $bin/corelay-bench rr --to "127.0.0.1:${ports[index]}" \
             --connections "$connections" --size "$bytes" --seconds "$seconds" --json)
         after=$(ticks_of "${groups[index]}")
         requests=$(sed -E 's/.*"requests": ?([0-9]+).*/\1/' <<<"$result" | tr -d '\n ' | grep -oE '[0-9]+' | head -1)

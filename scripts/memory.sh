@@ -40,8 +40,8 @@ fi
 
 cd "$root"
 cargo build --quiet --release --workspace --bins
-corelay=${CORELAY_BIN:-$root/target/release/corelay}
-bench=${BENCH_BIN:-$root/target/release/corelay-bench}
+corelay=${CORELAY_BIN:-${CARGO_TARGET_DIR:-$root/target}/release/corelay}
+bench=${BENCH_BIN:-${CARGO_TARGET_DIR:-$root/target}/release/corelay-bench}
 
 # Waits for a line in a file and prints the first match's last field.
 wait_line() { # file pattern

@@ -39,7 +39,7 @@ pub enum BindError {
     },
     /// Another process listens there.
     #[error(
-        "listener {name}: {address} is in use by another process; nothing was started; find it with `ss -ltnp` and stop it, or change `bind`"
+        "listener {name}: {address} is in use by another process; nothing was started; find it with `ss -ltnp` (`ss -lxp` for a unix socket) and stop it, or change `bind`"
     )]
     InUse {
         /// The listener.
@@ -239,13 +239,24 @@ fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
     if !metadata.file_type().is_socket() {
         return Err(Failure::NotASocket);
     }
+    // As for TCP: a killed instance's rings hold its socket for a moment.
+    let deadline = Instant::now() + PROBE_WITHIN;
+    while is_served(path, options) {
+        if Instant::now() >= deadline {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into());
+        }
+        std::thread::sleep(PROBE_EVERY);
+    }
+    std::fs::remove_file(path)?;
+    Ok(())
+}
+
+/// Whether somebody listens on a unix socket's path.
+fn is_served(path: &Path, options: &Options) -> bool {
     // Non-blocking: a process that hangs with a full backlog must not hang us, and is alive.
     match socket::connect(&Address::Unix(path.to_path_buf()), options) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?;
-            Ok(())
-        }
-        _ => Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into()),
+        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+        Ok(_) => true,
     }
 }
 

@@ -72,6 +72,7 @@ impl Running {
                     self.access_log.reopen();
                 }
                 Some(Notice::Signal(signal)) => {
+                    let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                     tracing::info!(signal, "stopping: no new connections, sessions may finish");
                     return;
                 }

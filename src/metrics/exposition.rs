@@ -475,7 +475,7 @@ fn ring(page: &mut Page, scrape: &Scrape<'_>) {
     page.per_core(scrape, |core| core.ring.completed_total);
     page.counter(
         "corelay_ring_cq_overflow_total",
-        "Completions that did not fit the completion queue; above 0 is a bug.",
+        "Enters after which completions did not fit the completion queue; above 0 is a bug.",
     );
     page.per_core(scrape, |core| core.ring.cq_overflow_total);
     page.gauge("corelay_ring_operations_in_flight", "Operations in flight.");
