@@ -3,7 +3,7 @@
 //! One piece, the common case of small messages, is sent by the ring with MSG_DONTWAIT: it completes
 //! in the same system call that submits it, together with those of the other sessions, and never waits
 //! in the kernel. Several pieces are sent together with one sendmsg(2), up to 16. Beside a send(2) per
-//! message the ring took 7 % less CPU per request (see `docs/design.md`).
+//! message a prototype took 7 % less CPU per request (see `docs/design.md`).
 //!
 //! When the destination takes less, the direction waits for room with a multishot poll in the ring, and
 //! sends again. That is not left to the send operation: with MSG_WAITALL the kernel polls on behalf of
