@@ -65,11 +65,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Drops what is queued, except the piece that a send in the ring is about to read.
     pub(super) fn drop_queue(&mut self, id: PairId, from: End) {
-        let pair = self.live(id);
+        let pair = live(&mut self.slots, id);
         let keep = usize::from(pair.direction(from).is_sending());
         let queue = &mut pair.queues[from as usize];
-        let dropped = queue.split_off(keep.min(queue.len()));
-        for chunk in dropped {
+        while queue.len() > keep
+            && let Some(chunk) = queue.pop_back()
+        {
             self.io.release(chunk.buffer);
         }
     }

@@ -51,6 +51,8 @@ struct Simulation {
     now_us: u64,
     sessions: usize,
     resets: bool,
+    /// Everything is aborted at some moment, as at the end of a drain.
+    aborts: bool,
 }
 
 impl Simulation {
@@ -60,6 +62,7 @@ impl Simulation {
         let buffers = [8, 16, 64, 1_024][random.below(4) as usize];
         let resets = random.chance(50);
         let stalls = random.chance(30);
+        let aborts = random.chance(20);
         let mut pool = BufferPool::new(BUFFER_BYTES, buffers).unwrap();
         pool.offer_first_windows();
         let endpoints = (0..2 * sessions)
@@ -96,6 +99,7 @@ impl Simulation {
             now_us: 0,
             sessions,
             resets,
+            aborts,
         }
     }
 
@@ -119,8 +123,12 @@ impl Simulation {
             let other = world.random.below(2 * self.sessions as u64) as usize;
             world.complete_some(other);
             let pass = world.random.chance(60);
+            let abort = self.aborts && world.random.chance(1);
             self.now_us += world.random.below(400);
             drop(world);
+            if abort {
+                self.relay.abort_all(self.now_us, Cause::Drain);
+            }
             if pass {
                 self.pass();
             }
@@ -153,8 +161,9 @@ impl Simulation {
     fn check(mut self) {
         let world = self.world.0.borrow();
         let ends = self.relay.watcher();
-        // A peer that never reads may keep a tiny pool's buffers until the deadlines.
-        let any_stalled = world.endpoints.iter().any(|endpoint| endpoint.stalled);
+        // A peer that never reads may keep a tiny pool's buffers until the deadlines; an abort of
+        // everything cuts what was still being delivered.
+        let may_be_cut = self.aborts || world.endpoints.iter().any(|endpoint| endpoint.stalled);
         for session in 0..self.sessions {
             let summary = ends.summaries[session].expect("every session is reported");
             let sides = [
@@ -169,10 +178,10 @@ impl Simulation {
                 "session {session}"
             );
             for (index, this) in sides.into_iter().enumerate() {
-                check_end(session, index, this, sides[1 - index], summary, any_stalled);
+                check_end(session, index, this, sides[1 - index], summary, may_be_cut);
             }
         }
-        if !any_stalled && !self.resets {
+        if !may_be_cut && !self.resets {
             // Nobody had a reason to give up: a session that timed out was forgotten.
             for summary in ends.summaries.iter().flatten() {
                 let cause = summary.reason.cause;
@@ -194,7 +203,7 @@ fn check_end(
     to: &Endpoint,
     from: &Endpoint,
     summary: Summary,
-    any_stalled: bool,
+    may_be_cut: bool,
 ) {
     let reason = summary.reason;
     assert!(to.closed);
@@ -218,7 +227,7 @@ fn check_end(
             } else {
                 Side::Upstream
             };
-            let gone = to.peer_reset || any_stalled;
+            let gone = to.peer_reset || may_be_cut;
             if reason.side == blamed && !gone {
                 assert!(
                     to.linger_zero,
