@@ -181,13 +181,19 @@ impl std::fmt::Display for CloseReason {
 pub enum MoverKind {
     /// Received into a buffer of the slab and sent on.
     Copy,
+    /// Moved through a pipe with splice(2).
+    Splice,
 }
 
 impl MoverKind {
+    /// All of them, in order.
+    pub const ALL: [Self; 2] = [MoverKind::Copy, MoverKind::Splice];
+
     /// The word used in logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             MoverKind::Copy => "copy",
+            MoverKind::Splice => "splice",
         }
     }
 }

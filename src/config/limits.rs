@@ -6,7 +6,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::model::{AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, TcpOptions, Timeouts};
+use super::model::{
+    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, TcpOptions, Timeouts,
+};
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
 pub const TEXT_MAX_BYTES: usize = 4 << 20;
@@ -62,6 +64,9 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     max_age: None,
     drain: Duration::from_secs(30),
 };
+
+/// Small messages are cheaper to copy, streams to splice; which one it is shows in the traffic.
+pub const DEFAULT_RELAY: Relay = Relay { mover: Mover::Auto };
 
 /// A dead peer is noticed after 60 + 3 × 10 = 90 s of silence.
 pub const DEFAULT_KEEPALIVE: Keepalive = Keepalive {

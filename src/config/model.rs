@@ -18,6 +18,8 @@ pub struct Config {
     pub buffers: Buffers,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// How bytes are moved.
+    pub relay: Relay,
     /// Socket options for both sides.
     pub tcp: TcpOptions,
     /// At least one. A [`crate::units::ListenerId`] is an index into it.
@@ -63,6 +65,24 @@ pub struct Timeouts {
     pub max_age: Option<Duration>,
     /// How long sessions may go on after SIGTERM.
     pub drain: Duration,
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// Which movers may be used.
+    pub mover: Mover,
+}
+
+/// Which movers may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mover {
+    /// Copy, and splice while a direction is a bulk stream.
+    Auto,
+    /// Copy always.
+    Copy,
+    /// Splice from the first byte.
+    Splice,
 }
 
 /// Socket options, set on both sides of every session.

@@ -10,7 +10,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{Balance, Config, Keepalive, Listener, Log, Upstream, Workers};
-use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS};
+use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS};
 use crate::units::{ByteSize, format_duration};
 
 /// Writes a configuration in the full form.
@@ -19,6 +19,7 @@ pub fn render(config: &Config) -> String {
         workers,
         buffers,
         timeouts,
+        relay,
         tcp,
         listeners,
         upstreams,
@@ -44,6 +45,7 @@ pub fn render(config: &Config) -> String {
                 ("drain", duration(timeouts.drain)),
             ]),
         ),
+        ("relay", mapping([("mover", word(&MOVERS, &relay.mover))])),
         (
             "tcp",
             mapping([

@@ -23,11 +23,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::{AccessLog, Workers};
+use crate::config::model::{AccessLog, Mover, Workers};
 use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
 use crate::relay::RelayOptions;
+use crate::relay::bulk::{MoverChoice, Thresholds};
 use crate::ring::{RingError, RingOptions};
 use crate::sys::limits::KernelVersion;
 use crate::sys::{affinity, probe, process, socket};
@@ -45,6 +46,8 @@ const START_WITHIN: Duration = Duration::from_secs(10);
 /// Descriptors kept free for the admin listener's clients, a reopened log, /proc, and for cores
 /// that accept at the same moment.
 const FDS_RESERVED: u64 = 24;
+/// A pipe's two ends.
+const FDS_PER_PIPE: usize = 2;
 
 /// Why the process could not start or go on. Each prints as one line with cause, consequence and
 /// remedy.
@@ -119,7 +122,9 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
-    let service = Arc::new(service(config, &resolved, options));
+    let pipes_max = pipes_per_core(config, fds_max, cpus.len());
+    let pipe_fds = (FDS_PER_PIPE * pipes_max * cpus.len()) as u64;
+    let service = Arc::new(service(config, &resolved, options, pipes_max));
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds_max, cpus.len());
 
@@ -157,7 +162,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         access_log.monitor(),
     ));
     let admin = serve_admin(admin, &stats)?;
-    limit_sessions(&budget, fds_max)?;
+    limit_sessions(&budget, fds_max, FDS_RESERVED + pipe_fds)?;
     for core in &cores {
         core.send(Message::Listen);
     }
@@ -244,13 +249,25 @@ fn out_of_fds(error: std::io::Error) -> RunError {
 }
 
 /// Sets how many sessions fit, now that everything else that stays open is open.
-fn limit_sessions(budget: &FdBudget, fds_max: u64) -> Result<(), RunError> {
+/// Pipes of one core: they are borrowed only while they hold bytes, so that 64 serve any number of
+/// streams whose peers keep up. A small limit on open files goes to sessions.
+fn pipes_per_core(config: &Config, fds_max: u64, cores: usize) -> usize {
+    const PIPES_PER_CORE: u64 = 64;
+    const SHARE_OF_FDS: u64 = 16;
+    if config.relay.mover == Mover::Copy {
+        return 0;
+    }
+    let share = fds_max / SHARE_OF_FDS / (FDS_PER_PIPE * cores) as u64;
+    share.clamp(1, PIPES_PER_CORE) as usize
+}
+
+fn limit_sessions(budget: &FdBudget, fds_max: u64, reserved: u64) -> Result<(), RunError> {
     let in_use = process::open_fds();
-    let sessions = budget.set_limit(fds_max, in_use, FDS_RESERVED);
+    let sessions = budget.set_limit(fds_max, in_use, reserved);
     if sessions == 0 {
         return Err(RunError::HostUnfit(format!(
-            "RLIMIT_NOFILE is {fds_max}, of which {in_use} are open and {FDS_RESERVED} kept free: not one session fits; nothing was started; raise it to {} at least (LimitNOFILE, ulimit -n)",
-            in_use + FDS_RESERVED + 2
+            "RLIMIT_NOFILE is {fds_max}, of which {in_use} are open and {reserved} kept free: not one session fits; nothing was started; raise it to {} at least (LimitNOFILE, ulimit -n)",
+            in_use + reserved + 2
         )));
     }
     /// Fewer than this is probably a forgotten limit.
@@ -378,7 +395,12 @@ fn start_access_log(
     Ok((writer, producers))
 }
 
-fn service(config: &Config, resolved: &resolve::Resolved, options: socket::Options) -> Service {
+fn service(
+    config: &Config,
+    resolved: &resolve::Resolved,
+    options: socket::Options,
+    pipes_max: usize,
+) -> Service {
     Service {
         listeners: config
             .listeners
@@ -401,6 +423,13 @@ fn service(config: &Config, resolved: &resolve::Resolved, options: socket::Optio
             idle_ms: millis(config.timeouts.idle),
             half_close_ms: millis(config.timeouts.half_close),
             max_age_ms: config.timeouts.max_age.map(millis),
+            mover: match config.relay.mover {
+                Mover::Auto => MoverChoice::Auto,
+                Mover::Copy => MoverChoice::Copy,
+                Mover::Splice => MoverChoice::Splice,
+            },
+            thresholds: Thresholds::DEFAULT,
+            pipes_max,
         },
         connect_timeout: config.timeouts.connect,
     }

@@ -47,8 +47,8 @@ pub trait Engine {
     fn end_of_pass(&mut self, now_us: u64);
     /// There is work that no completion will announce.
     fn is_busy(&self) -> bool;
-    /// When [`Engine::end_of_pass`] must run at the latest, in milliseconds of the monotonic clock.
-    fn next_deadline_ms(&self) -> Option<u64>;
+    /// When [`Engine::end_of_pass`] must run at the latest, in microseconds of the monotonic clock.
+    fn next_deadline_us(&self) -> Option<u64>;
 }
 
 /// The pump's counters.
@@ -121,7 +121,7 @@ impl<E: Engine + 'static> Pump<E> {
                 if cfg!(debug_assertions) {
                     self.assert_nothing_unsubmitted();
                 }
-                until(engine.next_deadline_ms())
+                until(engine.next_deadline_us())
             } else {
                 Wait::No
             };
@@ -188,13 +188,11 @@ impl<E: Engine + 'static> Pump<E> {
 }
 
 /// How long to sleep for the earlier of the engine's and the tasks' deadlines.
-fn until(engine_ms: Option<u64>) -> Wait {
-    let deadline_ms = match (engine_ms, super::next_timer_ms()) {
-        (Some(a), Some(b)) => a.min(b),
-        (Some(only), None) | (None, Some(only)) => only,
-        (None, None) => return Wait::Forever,
+fn until(engine_us: Option<u64>) -> Wait {
+    let timer_us = super::next_timer_ms().map(|ms| ms.saturating_mul(1_000));
+    let Some(deadline_us) = [engine_us, timer_us].into_iter().flatten().min() else {
+        return Wait::Forever;
     };
-    let deadline_us = deadline_ms.saturating_mul(1_000);
     match deadline_us.checked_sub(clock::now_us()) {
         Some(remaining @ 1..) => Wait::For(Duration::from_micros(remaining)),
         _ => Wait::No,

@@ -104,10 +104,18 @@ fn render_measures(record: &Record, out: &mut Vec<u8>) {
             reason.cause.as_str()
         ),
     );
-    match record.mover {
-        Some(mover) => put(out, format_args!(",\"mover\":\"{}\"}}\n", mover.as_str())),
-        None => put(out, format_args!(",\"mover\":null}}\n")),
+    match record.mover() {
+        Some(mover) => put(out, format_args!(",\"mover\":\"{}\"", mover.as_str())),
+        None => put(out, format_args!(",\"mover\":null")),
     }
+    put(
+        out,
+        format_args!(
+            ",\"spliced_bytes\":{},\"mover_switches\":{}}}\n",
+            record.spliced_bytes.unwrap_or(0),
+            record.mover_switches
+        ),
+    );
 }
 
 /// Milliseconds with three decimals: exactly the microseconds that were measured.
@@ -179,7 +187,7 @@ fn days_in_month(year: u64, month: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Cause, CloseReason, MoverKind, Side, Stage};
+    use crate::outcome::{Cause, CloseReason, Side, Stage};
     use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
     use std::time::Duration;
 
@@ -207,7 +215,8 @@ mod tests {
             bytes_to_downstream: 0,
             attempts: 2,
             close_reason: CloseReason::new(Side::Upstream, Stage::Relay, Cause::Reset),
-            mover: Some(MoverKind::Copy),
+            spliced_bytes: Some(4_000_000),
+            mover_switches: 1,
         }
     }
 
@@ -226,7 +235,7 @@ mod tests {
                 r#""upstream":"app","core":3,"downstream":"[::1]:5000","server":"unix:/run/a b.sock","#,
                 r#""attempts":2,"connect_ms":1.250,"first_byte_ms":null,"duration_ms":61000.007,"#,
                 r#""bytes_to_upstream":18446744073709551615,"bytes_to_downstream":0,"#,
-                r#""close_reason":{"side":"upstream","stage":"relay","cause":"reset"},"mover":"copy"}"#,
+                r#""close_reason":{"side":"upstream","stage":"relay","cause":"reset"},"mover":"splice","spliced_bytes":4000000,"mover_switches":1}"#,
                 "\n"
             )
         );
@@ -239,7 +248,8 @@ mod tests {
             server: None,
             downstream: None,
             connect_us: None,
-            mover: None,
+            spliced_bytes: None,
+            mover_switches: 0,
             ..record()
         });
         assert_eq!(

@@ -39,8 +39,23 @@ pub struct Record {
     pub attempts: u16,
     /// Why it ended.
     pub close_reason: CloseReason,
-    /// What moved its bytes; `None` if it never relayed.
-    pub mover: Option<MoverKind>,
+    /// Bytes of both directions that were spliced; `None` if it never relayed.
+    pub spliced_bytes: Option<u64>,
+    /// How often a direction changed its mover.
+    pub mover_switches: u16,
+}
+
+impl Record {
+    /// What moved the most bytes; `None` if it never relayed.
+    pub fn mover(&self) -> Option<MoverKind> {
+        let spliced = self.spliced_bytes?;
+        let copied = self.bytes_to_upstream + self.bytes_to_downstream - spliced;
+        Some(if spliced > copied {
+            MoverKind::Splice
+        } else {
+            MoverKind::Copy
+        })
+    }
 }
 
 /// The time of day, for people who read logs. Nothing else in the program may depend on it.

@@ -28,7 +28,8 @@ fn record(core: u16, sequence: u64, cause: Cause) -> Record {
         bytes_to_downstream: 0,
         attempts: 0,
         close_reason: CloseReason::new(Side::Local, Stage::Accept, cause),
-        mover: None,
+        spliced_bytes: None,
+        mover_switches: 0,
     }
 }
 

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{ClosedKey, CoreMetrics, LatencyHistogram, Names, Scrape};
-use crate::outcome::Cause;
+use super::{ClosedKey, CoreMetrics, LatencyHistogram, MoverMetrics, Names, Scrape};
+use crate::outcome::{Cause, MoverKind};
 
 /// The `Content-Type` of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -57,6 +57,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     servers(&mut page, scrape, &labels);
     latencies(&mut page, scrape, &labels);
     buffers(&mut page, scrape);
+    movers(&mut page, scrape);
     ring(&mut page, scrape);
     page.text
 }
@@ -464,6 +465,34 @@ fn buffers(page: &mut Page, scrape: &Scrape<'_>) {
         "Receives that found their group of buffers empty.",
     );
     page.per_core(scrape, |core| core.buffers.exhausted_total);
+}
+
+fn movers(page: &mut Page, scrape: &Scrape<'_>) {
+    let each = |page: &mut Page, read: fn(&MoverMetrics) -> u64| {
+        for core in scrape.cores {
+            for mover in MoverKind::ALL {
+                let labels = format!("core=\"{}\",mover=\"{}\"", core.core, mover.as_str());
+                page.sample(&labels, read(&core.movers.kinds[mover as usize]));
+            }
+        }
+    };
+    page.counter("corelay_relayed_bytes_total", "Bytes delivered.");
+    each(page, |mover| mover.bytes_total);
+    page.counter(
+        "corelay_mover_switches_total",
+        "Directions of sessions that changed to this mover.",
+    );
+    each(page, |mover| mover.switches_total);
+    page.gauge(
+        "corelay_pipes_held",
+        "Pipes that hold bytes until their destination has room.",
+    );
+    page.per_core(scrape, |core| core.movers.pipes_held);
+    page.counter(
+        "corelay_low_water_guards_total",
+        "Low-water marks lowered because too few bytes came within a millisecond.",
+    );
+    page.per_core(scrape, |core| core.movers.low_water_guards_total);
 }
 
 fn ring(page: &mut Page, scrape: &Scrape<'_>) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::outcome::CloseReason;
+use crate::outcome::{CloseReason, MoverKind};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 
 /// Significant decimal digits kept by every histogram: a value is off by at most 1 %.
@@ -151,6 +151,8 @@ pub struct CoreMetrics {
     pub closed: HashMap<ClosedKey, u64>,
     /// The slab.
     pub buffers: BufferMetrics,
+    /// The two movers.
+    pub movers: MoversMetrics,
     /// The relay ring.
     pub ring: RingMetrics,
     /// The core's loop.
@@ -232,6 +234,33 @@ pub struct BufferMetrics {
     pub waiting: u64,
 }
 
+/// What moves bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MoversMetrics {
+    /// Indexed by [`MoverKind`].
+    pub kinds: [MoverMetrics; 2],
+    /// Pipes that hold bytes, waiting for the destination's room.
+    pub pipes_held: u64,
+    /// Low-water marks lowered because too few bytes came in time.
+    pub low_water_guards_total: u64,
+}
+
+impl MoversMetrics {
+    /// The mover's numbers.
+    pub fn of(&mut self, mover: MoverKind) -> &mut MoverMetrics {
+        &mut self.kinds[mover as usize]
+    }
+}
+
+/// Per mover.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MoverMetrics {
+    /// Bytes delivered.
+    pub bytes_total: u64,
+    /// Directions that changed to it.
+    pub switches_total: u64,
+}
+
 /// The relay ring.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingMetrics {
@@ -272,6 +301,7 @@ impl CoreMetrics {
             servers: vec![ServerMetrics::default(); servers],
             closed: HashMap::new(),
             buffers: BufferMetrics::default(),
+            movers: MoversMetrics::default(),
             ring: RingMetrics::default(),
             pump: PumpMetrics::default(),
             access_log_dropped_total: 0,

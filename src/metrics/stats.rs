@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::exposition::merged;
 use super::{CoreMetrics, LatencyHistogram, ListenerMetrics, Scrape, ServerMetrics};
-use crate::outcome::CloseReason;
+use crate::outcome::{CloseReason, MoverKind};
 
 const US_PER_MS: f64 = 1000.0;
 
@@ -194,6 +194,23 @@ fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
+fn movers(core: &CoreMetrics) -> Value {
+    let mut movers = Map::new();
+    for mover in MoverKind::ALL {
+        let numbers = &core.movers.kinds[mover as usize];
+        movers.insert(
+            mover.as_str().to_owned(),
+            json!({ "bytes": numbers.bytes_total, "switches": numbers.switches_total }),
+        );
+    }
+    movers.insert("pipes_held".to_owned(), core.movers.pipes_held.into());
+    movers.insert(
+        "low_water_guards".to_owned(),
+        core.movers.low_water_guards_total.into(),
+    );
+    Value::Object(movers)
+}
+
 fn core_object(core: &CoreMetrics, stale: bool) -> Value {
     let listeners =
         |pick: fn(&ListenerMetrics) -> u64| core.listeners.iter().map(pick).sum::<u64>();
@@ -223,6 +240,7 @@ fn core_object(core: &CoreMetrics, stale: bool) -> Value {
             "sends": ring.sends_total,
             "blocked_sends": ring.blocked_sends_total,
         },
+        "movers": movers(core),
         "turns": core.pump.turns_total,
         "timers_fired": core.pump.timers_fired_total,
         "longest_gap_ms": core.pump.longest_gap_us as f64 / US_PER_MS,

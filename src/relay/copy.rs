@@ -15,7 +15,7 @@ use std::io::ErrorKind;
 use super::io::Io;
 use super::pair::{End, Operation, PairId, Phase, token};
 use super::{Due, Relay, Watcher, cause_of, live};
-use crate::outcome::Cause;
+use crate::outcome::{Cause, MoverKind};
 use crate::ring::{Completion, GATHER_MAX, Group, Piece};
 
 /// A queue that grew beyond this gives its memory back when it is empty.
@@ -55,7 +55,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let sent = u32::try_from(result).unwrap_or(0);
         if pair.direction(from).is_discarding() {
             // The session's end was decided while the send was on its way.
-            self.count(id, from, sent);
+            self.count(id, from, sent, MoverKind::Copy);
             return self.drop_queue(id, from);
         }
         if sent > 0 {
@@ -72,8 +72,17 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.progress(now_us, id, from);
     }
 
-    /// Sends what the destination takes at once, from several pieces.
+    /// Delivers what the destination takes at once.
     pub(super) fn deliver(&mut self, now_us: u64, id: PairId, from: End) -> Delivery {
+        if self.live(id).pipes[from as usize].is_some() {
+            self.drain(now_us, id, from)
+        } else {
+            self.send_pieces(now_us, id, from)
+        }
+    }
+
+    /// Sends what the destination takes at once, from several pieces.
+    fn send_pieces(&mut self, now_us: u64, id: PairId, from: End) -> Delivery {
         let pair = live(&mut self.slots, id);
         let queue = &pair.queues[from as usize];
         let first = queue
@@ -200,15 +209,19 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    fn count(&mut self, id: PairId, from: End, sent: u32) {
+    pub(super) fn count(&mut self, id: PairId, from: End, sent: u32, mover: MoverKind) {
+        let sent = u64::from(sent);
         let pair = live(&mut self.slots, id);
-        pair.delivered_bytes[from as usize] += u64::from(sent);
-        self.watcher.delivered(&pair.record, from, u64::from(sent));
+        pair.delivered_bytes[from as usize] += sent;
+        if mover == MoverKind::Splice {
+            pair.spliced_bytes += sent;
+        }
+        self.watcher.delivered(&pair.record, from, sent, mover);
     }
 
     /// The destination took `sent` bytes from the head of the queue.
     pub(super) fn consume(&mut self, id: PairId, from: End, sent: u32) {
-        self.count(id, from, sent);
+        self.count(id, from, sent, MoverKind::Copy);
         let pair = live(&mut self.slots, id);
         pair.directions[from as usize].on_sent(sent);
         let mut left = sent;

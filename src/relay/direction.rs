@@ -13,6 +13,8 @@
 //! second buffer to go on; multishot only for small messages whose sends do not wait; FIN only after the last
 //! byte.
 
+use super::bulk::{Bulk, MoverChoice};
+use crate::outcome::MoverKind;
 use crate::ring::{Group, Shots};
 
 /// Small receives in a row, each delivered at once, after which a receive becomes multishot.
@@ -35,11 +37,22 @@ pub enum Source {
     Failed,
 }
 
-/// The receive operation.
+/// What operation on the source is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// A receive.
+    Bytes,
+    /// A poll.
+    Readiness,
+}
+
+/// The operation on the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receive {
     Off,
     On(Shots),
+    /// A poll, for the splice mover.
+    Polling,
     Cancelling,
     /// No buffer was left: armed again when one comes back.
     Waiting,
@@ -54,7 +67,11 @@ pub enum Step {
     Receive(Group, Shots),
     /// Cancel the receive.
     StopReceiving,
-    /// Deliver from the queue.
+    /// Poll for bytes.
+    AwaitReadable,
+    /// Fill a pipe.
+    Fill,
+    /// Deliver what is queued, or in the pipe.
     Send,
     /// Send FIN to the destination.
     PassFin,
@@ -72,13 +89,16 @@ pub struct Direction {
     fin_passed: bool,
     discarding: bool,
     slow: bool,
+    /// A fill is worth a try.
+    readable: bool,
     streak: u8,
     queued_bytes: u32,
+    bulk: Bulk,
 }
 
 impl Direction {
     /// A new session's direction.
-    pub fn new() -> Self {
+    pub fn new(choice: MoverChoice) -> Self {
         Self {
             source: Source::Open,
             receive: Receive::Off,
@@ -87,14 +107,17 @@ impl Direction {
             fin_passed: false,
             discarding: false,
             slow: false,
+            readable: false,
             streak: 0,
             queued_bytes: 0,
+            bulk: Bulk::new(choice),
         }
     }
 
     /// What to do now. Each answer but `Rest` must be carried out and takes effect at once.
     pub fn next_step(&mut self) -> Step {
-        if self.blocked && self.receive == Receive::On(Shots::Multi) {
+        let must_stop = self.blocked || self.is_splicing();
+        if must_stop && self.receive == Receive::On(Shots::Multi) {
             self.receive = Receive::Cancelling;
             return Step::StopReceiving;
         }
@@ -109,6 +132,13 @@ impl Direction {
                 self.fin_passed = true;
                 Step::PassFin
             }
+            Source::Open if self.receive == Receive::Off && self.is_splicing() => {
+                if std::mem::take(&mut self.readable) {
+                    return Step::Fill;
+                }
+                self.receive = Receive::Polling;
+                Step::AwaitReadable
+            }
             Source::Open if self.receive == Receive::Off => {
                 let shots = self.shots();
                 self.receive = Receive::On(shots);
@@ -116,6 +146,34 @@ impl Direction {
             }
             _ => Step::Rest,
         }
+    }
+
+    /// Whether the splice mover takes what comes next.
+    fn is_splicing(&self) -> bool {
+        self.bulk.mover() == MoverKind::Splice && !self.discarding
+    }
+
+    /// The policy that chooses the mover.
+    pub fn bulk(&mut self) -> &mut Bulk {
+        &mut self.bulk
+    }
+
+    /// A fill is worth a try: the splice mover takes over, or its turn was over too early.
+    pub fn fill_next(&mut self) {
+        self.readable = true;
+    }
+
+    /// The poll for bytes completed.
+    pub fn on_readable(&mut self) {
+        self.receive = Receive::Off;
+        self.readable = true;
+    }
+
+    /// A pipe was filled with `len` bytes; `more` may be there at once.
+    pub fn on_filled(&mut self, len: u32, more: bool) {
+        debug_assert_eq!(self.queued_bytes, 0, "only an empty pipe is filled");
+        self.queued_bytes = len;
+        self.readable = more;
     }
 
     /// The group that the next receive takes from.
@@ -264,24 +322,27 @@ impl Direction {
         self.fin_passed
     }
 
-    /// Whether a receive operation is in flight, being cancelled or not.
+    /// Whether an operation on the source is in flight, being cancelled or not.
     pub fn is_receiving(&self) -> bool {
-        matches!(self.receive, Receive::On(_) | Receive::Cancelling)
+        self.awaited().is_some() || self.receive == Receive::Cancelling
     }
 
-    /// A cancel was sent for whatever receive is in flight. Returns whether there was one.
-    pub fn on_cancel(&mut self) -> bool {
-        let was_on = matches!(self.receive, Receive::On(_));
-        if was_on {
+    /// The operation on the source, if one is in flight that was not cancelled.
+    pub fn awaited(&self) -> Option<Awaited> {
+        match self.receive {
+            Receive::On(_) => Some(Awaited::Bytes),
+            Receive::Polling => Some(Awaited::Readiness),
+            Receive::Off | Receive::Cancelling | Receive::Waiting => None,
+        }
+    }
+
+    /// A cancel is sent for the operation on the source. Returns which, if there is one.
+    pub fn on_cancel(&mut self) -> Option<Awaited> {
+        let awaited = self.awaited();
+        if awaited.is_some() {
             self.receive = Receive::Cancelling;
         }
-        was_on
-    }
-}
-
-impl Default for Direction {
-    fn default() -> Self {
-        Self::new()
+        awaited
     }
 }
 
@@ -291,7 +352,7 @@ mod tests {
 
     #[test]
     fn small_messages_become_multishot_and_full_buffers_do_not() {
-        let mut direction = Direction::new();
+        let mut direction = Direction::new(MoverChoice::Copy);
         for _ in 0..MULTISHOT_AFTER {
             assert_eq!(
                 direction.next_step(),
@@ -312,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_blocked_direction_does_not_receive_and_then_takes_from_the_slow_group() {
-        let mut direction = Direction::new();
+        let mut direction = Direction::new(MoverChoice::Copy);
         direction.next_step();
         direction.on_received(100, false, false);
         assert_eq!(direction.next_step(), Step::Send);
@@ -338,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_multishot_receive_ends_when_the_peer_does_not_keep_up() {
-        let mut direction = Direction::new();
+        let mut direction = Direction::new(MoverChoice::Copy);
         for _ in 0..=MULTISHOT_AFTER {
             direction.next_step();
             direction.on_received(10, false, false);
@@ -357,7 +418,7 @@ mod tests {
 
     #[test]
     fn fin_waits_for_the_last_byte() {
-        let mut direction = Direction::new();
+        let mut direction = Direction::new(MoverChoice::Copy);
         direction.next_step();
         direction.on_received(5, false, false);
         direction.on_fin();

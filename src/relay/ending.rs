@@ -5,7 +5,7 @@
 //! queued. A socket closes only when no operation on it is in flight; `shutdown(2)` is never called
 //! on a socket that is to be reset, for the peer would read a clean end.
 
-use super::direction::Source;
+use super::direction::{Awaited, Source};
 use super::io::Io;
 use super::pair::{End, GENERATION_MASK, Operation, Pair, PairId, Phase, token};
 use super::{Due, Relay, Summary, Watcher, cause_of, is_over, live};
@@ -50,17 +50,24 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let from = end.other();
         let pair = self.live(id);
         pair.direction(from).discard();
-        let receiving = pair.direction(from).on_cancel();
         let polling = pair.polling[from as usize];
+        self.cancel_receive(id, from);
         // Marks the source so that `next` does not arm another receive.
-        pair.direction(from).on_failed();
-        if receiving {
-            self.io.cancel(token(id, Operation::Receive, from));
-        }
+        self.live(id).direction(from).on_failed();
         if polling {
             self.io.cancel(token(id, Operation::Writable, from));
         }
         self.drop_queue(id, from);
+    }
+
+    /// Cancels the operation on the source, if there is one.
+    fn cancel_receive(&mut self, id: PairId, from: End) {
+        let operation = match self.live(id).direction(from).on_cancel() {
+            None => return,
+            Some(Awaited::Bytes) => Operation::Receive,
+            Some(Awaited::Readiness) => Operation::Readable,
+        };
+        self.io.cancel(token(id, operation, from));
     }
 
     /// Drops what is queued, except the piece that a send in the ring is about to read.
@@ -73,6 +80,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         {
             self.io.release(chunk.buffer);
         }
+        self.drop_pipe(id, from);
     }
 
     /// Looks whether the session's end can go a step further.
@@ -248,9 +256,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             if how == Closing::Reset {
                 self.io.linger_zero(pair.socket(end));
             }
-            if pair.directions[end as usize].on_cancel() {
-                self.io.cancel(token(id, Operation::Receive, end));
-            }
+            self.cancel_receive(id, end);
+            let pair = live(&mut self.slots, id);
             if pair.polling[end as usize] {
                 self.io.cancel(token(id, Operation::Writable, end));
             }
@@ -276,6 +283,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.io.close(socket);
             }
         }
+        self.marks -= pair.was_marked.iter().filter(|&&was| was).count();
         self.free.push(id.slot);
         self.active -= 1;
         let summary = Summary {
@@ -287,6 +295,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             to_upstream_bytes: pair.delivered_bytes[End::Downstream as usize],
             to_downstream_bytes: pair.delivered_bytes[End::Upstream as usize],
             first_byte_us: pair.first_byte_us,
+            spliced_bytes: pair.spliced_bytes,
+            mover_switches: pair.mover_switches,
         };
         let Pair { record, .. } = *pair;
         self.watcher.closed(now_us, record, summary);

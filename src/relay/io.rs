@@ -6,15 +6,32 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::ring::{Buffer, Group, Piece, RelayRing, Shots, Token};
+use crate::sys::pipe::Pipe;
 use crate::sys::socket;
 
 /// Sockets, buffers and operations. Operations complete later, each under its token.
 pub trait Io {
     /// A connected stream socket, closed when dropped.
     type Socket;
+    /// A pipe, closed when dropped.
+    type Pipe;
 
     /// Arms a receive into a buffer of the group.
     fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
+    /// Completes once when the socket has as many bytes as its low-water mark says, or FIN, or failed.
+    fn await_readable(&mut self, socket: &Self::Socket, token: Token);
+    /// Bytes below which the socket does not count as readable; 1 unless told otherwise.
+    fn set_low_water(&mut self, socket: &Self::Socket, bytes: u32);
+    /// A new pipe.
+    fn make_pipe(&mut self) -> io::Result<Self::Pipe>;
+    /// Moves what the socket received, up to `len`, into an empty pipe; 0 after FIN.
+    fn fill(&mut self, from: &Self::Socket, pipe: &Self::Pipe, len: usize) -> io::Result<usize>;
+    /// Moves what the socket takes at once, up to `len`, out of the pipe.
+    fn drain(&mut self, pipe: &Self::Pipe, to: &Self::Socket, len: usize) -> io::Result<usize>;
+    /// Closes a pipe that may hold bytes.
+    fn discard_pipe(&mut self, pipe: Self::Pipe) {
+        drop(pipe);
+    }
     /// Completes each time the socket has room after it was full, sends FIN, fails or hangs up.
     fn await_writable(&mut self, socket: &Self::Socket, token: Token);
     /// Sends what the socket takes of `from..len` of a buffer when it is submitted; completes with
@@ -50,9 +67,31 @@ pub trait Io {
 
 impl Io for RelayRing {
     type Socket = OwnedFd;
+    type Pipe = Pipe;
 
     fn recv(&mut self, socket: &OwnedFd, group: Group, shots: Shots, token: Token) {
         RelayRing::recv(self, socket.as_fd(), group, shots, token);
+    }
+
+    fn await_readable(&mut self, socket: &OwnedFd, token: Token) {
+        let events = libc::POLLIN as u32;
+        self.poll(socket.as_raw_fd(), events, Shots::Single, token);
+    }
+
+    fn set_low_water(&mut self, socket: &OwnedFd, bytes: u32) {
+        socket::set_low_water(socket.as_fd(), bytes);
+    }
+
+    fn make_pipe(&mut self) -> io::Result<Pipe> {
+        Pipe::new()
+    }
+
+    fn fill(&mut self, from: &OwnedFd, pipe: &Pipe, len: usize) -> io::Result<usize> {
+        pipe.fill(from.as_fd(), len)
+    }
+
+    fn drain(&mut self, pipe: &Pipe, to: &OwnedFd, len: usize) -> io::Result<usize> {
+        pipe.drain(to.as_fd(), len)
     }
 
     fn await_writable(&mut self, socket: &OwnedFd, token: Token) {

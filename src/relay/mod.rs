@@ -4,13 +4,14 @@
 //! completion of the relay ring or a timer, handled inside the pump, until [`Watcher::closed`]
 //! reports the end. No task, no allocation and no lock per byte moved.
 //!
-//! [`direction`] decides what one direction does next, this file carries it out, `copy` moves the
-//! bytes, `ending` takes sessions down.
+//! [`direction`] decides what one direction does next and [`bulk`] with which mover, this file carries
+//! it out, `copy` and `splice` move the bytes, `ending` takes sessions down.
 //! The engine is generic over [`io::Io`], so that `simulation` can drive it with a kernel that
 //! behaves as badly as a seed tells it to.
 //!
-//! A second mover joins at `Relay::progress`: a direction's `Step` says *what*, the mover how.
+//! The two movers meet at `Relay::progress`: a direction's `Step` says *what*, `copy` or `splice` how.
 
+pub mod bulk;
 mod copy;
 pub mod direction;
 mod ending;
@@ -18,21 +19,24 @@ pub mod io;
 pub mod pair;
 #[cfg(test)]
 mod simulation;
+mod splice;
 
 use std::collections::VecDeque;
 
 use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
-use crate::outcome::{Cause, CloseReason};
+use crate::outcome::{Cause, CloseReason, MoverKind};
 use crate::ring::{Buffer, Completion, Group, RelayRing};
+use bulk::{MoverChoice, Thresholds};
 use direction::{Direction, Source, Step};
 use io::Io;
 use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
+use splice::{Guards, Pipes};
 
 /// Bytes that one direction may deliver in one pass before its neighbours get their turn.
 const BUDGET_PER_PASS_BYTES: u64 = 256 * 1024;
 
-/// Deadlines of every session, in milliseconds.
+/// How every session is relayed. Times are in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayOptions {
     /// No byte in either direction for this long.
@@ -41,6 +45,12 @@ pub struct RelayOptions {
     pub half_close_ms: u64,
     /// A session's whole life from the start of relaying.
     pub max_age_ms: Option<u64>,
+    /// Which movers may be used.
+    pub mover: MoverChoice,
+    /// When which one is.
+    pub thresholds: Thresholds,
+    /// Pipes of this core, at most; two descriptors each.
+    pub pipes_max: usize,
 }
 
 /// How a session ended.
@@ -54,6 +64,10 @@ pub struct Summary {
     pub to_downstream_bytes: u64,
     /// When the server's first byte was received (monotonic clock).
     pub first_byte_us: Option<u64>,
+    /// Of the bytes delivered, those that were spliced.
+    pub spliced_bytes: u64,
+    /// How often a direction began or ceased to be spliced.
+    pub mover_switches: u16,
 }
 
 /// Who is told of what the engine does.
@@ -61,7 +75,9 @@ pub trait Watcher {
     /// What is kept with a session and handed back at its end.
     type Record;
     /// Bytes that came from `from` were delivered to the other end.
-    fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64);
+    fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64, mover: MoverKind);
+    /// A direction is moved by `to` from now on.
+    fn switched(&mut self, record: &Self::Record, to: MoverKind);
     /// The engine is about to handle a completion of this session.
     fn in_hand(&mut self, record: &Self::Record);
     /// The session is over and its sockets are closed.
@@ -81,6 +97,11 @@ pub struct Relay<I: Io, W: Watcher> {
     put_off: VecDeque<(PairId, End)>,
     /// Directions that wait for a buffer, by group, oldest first.
     waiting: [VecDeque<(PairId, End)>; 2],
+    pipes: Pipes<I::Pipe>,
+    guards: Guards,
+    /// Ends of live sessions whose low-water mark was raised at some time.
+    marks: usize,
+    low_water_guards_total: u64,
     blocked_sends_total: u64,
     due: Vec<Due>,
 }
@@ -112,6 +133,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             timers: Wheel::new(now_us / 1_000),
             put_off: VecDeque::new(),
             waiting: [VecDeque::new(), VecDeque::new()],
+            pipes: Pipes::new(options.pipes_max),
+            guards: Guards::default(),
+            marks: 0,
+            low_water_guards_total: 0,
             blocked_sends_total: 0,
             due: Vec::new(),
         }
@@ -128,8 +153,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let now_ms = now_us / 1_000;
         let pair = Box::new(Pair {
             sockets: [Some(downstream), Some(upstream)],
-            directions: [Direction::new(), Direction::new()],
+            directions: [Direction::new(self.options.mover); 2],
             queues: [VecDeque::new(), VecDeque::new()],
+            pipes: [None, None],
+            waits: [0; 2],
+            was_marked: [false; 2],
+            spliced_bytes: 0,
+            mover_switches: 0,
             delivered_bytes: [0; 2],
             put_off: [false; 2],
             watching: [false; 2],
@@ -193,9 +223,18 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.waiting.iter().map(VecDeque::len).sum()
     }
 
-    /// When [`Relay::end_of_pass`] must run at the latest, in milliseconds.
-    pub fn next_deadline_ms(&self) -> Option<u64> {
-        self.timers.next_ms()
+    /// Low-water marks that were lowered because their streams did not reach them in time.
+    pub fn low_water_guards_total(&self) -> u64 {
+        self.low_water_guards_total
+    }
+
+    /// When [`Relay::end_of_pass`] must run at the latest, in microseconds.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        let timer_us = self.timers.next_ms().map(|ms| ms.saturating_mul(1_000));
+        [timer_us, self.guards.next_us()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether there is work that no completion announces.
@@ -219,6 +258,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             Operation::Receive => self.on_receive(now_us, id, end, completion),
             Operation::Writable => self.on_writable(now_us, id, end, &completion),
             Operation::Send => self.on_send(now_us, id, end, completion.result),
+            Operation::Readable => self.on_readable(now_us, id, end),
             Operation::Watch => self.on_watch(now_us, id, end, completion.more),
         }
         self.settle(now_us, id);
@@ -235,6 +275,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             }
         }
         self.due = due;
+        self.fire_guards(now_us);
         self.wake_waiting(now_us);
         // Only those that are queued now: a direction that spends its budget again waits.
         for _ in 0..self.put_off.len() {
@@ -285,13 +326,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             return;
         }
         match result {
-            // A side that failed has no FIN left to send: after its error was reported once, by a
-            // send, the kernel answers a receive with 0.
-            0 if pair.failed[from as usize] => pair.direction(from).on_failed(),
-            0 => {
-                pair.direction(from).on_fin();
-                pair.first_fin.get_or_insert(from);
-            }
+            0 => self.on_end_of_stream(id, from),
             negative => match -negative {
                 libc::ENOBUFS => self.on_no_buffer(id, from),
                 // Cancelled by us, or interrupted: `next` decides whether to receive again.
@@ -303,6 +338,18 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             },
         }
         self.progress(now_us, id, from);
+    }
+
+    fn on_end_of_stream(&mut self, id: PairId, from: End) {
+        let pair = self.live(id);
+        if pair.failed[from as usize] {
+            // A side that failed has no FIN left to send: after its error was reported once, by a
+            // send, the kernel answers a receive with 0.
+            pair.direction(from).on_failed();
+        } else {
+            pair.direction(from).on_fin();
+            pair.first_fin.get_or_insert(from);
+        }
     }
 
     fn on_bytes(
@@ -317,11 +364,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let full = len == self.io.buffer_bytes();
         let pair = live(&mut self.slots, id);
         pair.last_activity_ms = now_us / 1_000;
-        if from == End::Upstream && pair.first_byte_us.is_none() {
-            pair.first_byte_us = Some(now_us);
-        }
+        pair.note_first_byte(now_us, from);
         let direction = &mut pair.directions[from as usize];
         if direction.on_received(len, full, more) {
+            let limits = &self.options.thresholds;
+            let promote = direction.bulk().on_received(now_us / 1_000, len, limits);
             pair.queues[from as usize].push_back(Chunk {
                 buffer,
                 from: 0,
@@ -329,6 +376,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             });
             if pair.directions[from as usize].must_leave_multishot() {
                 self.io.cancel(token(id, Operation::Receive, from));
+            }
+            if promote {
+                self.promoted(id, from);
             }
         } else {
             self.io.release(buffer);
@@ -364,6 +414,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
+    /// The pass's budget is spent: the neighbours' turn.
+    fn put_off(&mut self, id: PairId, from: End) {
+        self.live(id).put_off[from as usize] = true;
+        self.put_off.push_back((id, from));
+    }
+
     /// Does whatever the direction asks for, until it rests or has spent its budget.
     fn progress(&mut self, now_us: u64, id: PairId, from: End) {
         let mut spent_bytes = 0;
@@ -379,9 +435,15 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     self.io.recv(pair.socket(from), group, shots, token);
                 }
                 Step::StopReceiving => self.io.cancel(token(id, Operation::Receive, from)),
+                Step::AwaitReadable => self.await_readable(now_us, id, from),
+                Step::Fill if spent_bytes >= BUDGET_PER_PASS_BYTES => {
+                    pair.direction(from).fill_next();
+                    self.put_off(id, from);
+                    return;
+                }
+                Step::Fill => self.fill(now_us, id, from),
                 Step::Send if spent_bytes >= BUDGET_PER_PASS_BYTES => {
-                    pair.put_off[from as usize] = true;
-                    self.put_off.push_back((id, from));
+                    self.put_off(id, from);
                     return;
                 }
                 Step::Send if pair.queues[from as usize].len() == 1 => self.send(id, from),
@@ -423,8 +485,8 @@ impl<W: Watcher> Engine for Relay<RelayRing, W> {
         Relay::is_busy(self)
     }
 
-    fn next_deadline_ms(&self) -> Option<u64> {
-        Relay::next_deadline_ms(self)
+    fn next_deadline_us(&self) -> Option<u64> {
+        Relay::next_deadline_us(self)
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) enum Operation {
     Watch = 2,
     /// Sending what came from the end.
     Send = 3,
+    /// Waiting for bytes of the end, to splice them.
+    Readable = 4,
 }
 
 /// operation (7 bits) and end (1 bit) | generation (24 bits) | slot (32 bits)
@@ -88,6 +90,7 @@ pub(super) fn parse_token(token: Token) -> (PairId, Operation, End) {
         1 => Operation::Writable,
         2 => Operation::Watch,
         3 => Operation::Send,
+        4 => Operation::Readable,
         other => unreachable!("a token of operation {other} was never made"),
     };
     let generation = (token >> 32) as u32 & GENERATION_MASK;
@@ -132,6 +135,15 @@ pub(super) struct Pair<I: Io, R> {
     /// Indexed by the end that the bytes come from.
     pub directions: [Direction; 2],
     pub queues: [VecDeque<Chunk>; 2],
+    /// Pipes with bytes in them, by the end that the bytes come from. Their bytes are queued behind
+    /// none: such a direction's queue is empty.
+    pub pipes: [Option<I::Pipe>; 2],
+    /// Waits for bytes so far, to tell the one that a guard belongs to.
+    pub waits: [u32; 2],
+    /// The end's low-water mark was raised at some time.
+    pub was_marked: [bool; 2],
+    pub spliced_bytes: u64,
+    pub mover_switches: u16,
     pub delivered_bytes: [u64; 2],
     /// A timer will try to send again, by the end that the bytes come from.
     pub retrying: [bool; 2],
@@ -164,6 +176,12 @@ impl<I: Io, R> Pair<I, R> {
 
     pub(super) fn direction(&mut self, from: End) -> &mut Direction {
         &mut self.directions[from as usize]
+    }
+
+    pub(super) fn note_first_byte(&mut self, now_us: u64, from: End) {
+        if from == End::Upstream && self.first_byte_us.is_none() {
+            self.first_byte_us = Some(now_us);
+        }
     }
 
     /// Operations in flight.
@@ -215,6 +233,7 @@ mod tests {
             Operation::Writable,
             Operation::Watch,
             Operation::Send,
+            Operation::Readable,
         ] {
             for end in End::BOTH {
                 let id = PairId {

@@ -10,6 +10,7 @@ pub mod fd;
 pub mod limits;
 pub mod lock;
 pub mod pages;
+pub mod pipe;
 pub mod probe;
 pub mod process;
 pub mod socket;

@@ -243,6 +243,23 @@ pub fn linger_zero(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
+/// Sets SO_RCVLOWAT: below so many bytes the socket does not count as readable, FIN and errors aside
+/// (socket(7)). The kernel grows the receive buffer to fit, and looks at once whether a waiter is to be
+/// woken. Sockets that know no such mark are left as they are.
+pub fn set_low_water(socket: BorrowedFd<'_>, bytes: u32) {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is one int, which outlives the call.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            std::ptr::from_ref(&value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+}
+
 /// Bytes that were sent and that the peer has not acknowledged yet (`SIOCOUTQ`, tcp(7)); 0 on a
 /// connection that is dead, where the kernel's count stays what it was.
 pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> u32 {

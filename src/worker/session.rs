@@ -164,7 +164,8 @@ impl Ledger {
             bytes_to_downstream: 0,
             attempts: opening.attempts,
             close_reason: reason,
-            mover: None,
+            spliced_bytes: None,
+            mover_switches: 0,
         };
         fill(&mut record);
         let mut metrics = self.metrics.borrow_mut();
@@ -206,8 +207,9 @@ impl SessionWatcher {
 impl Watcher for SessionWatcher {
     type Record = Relayed;
 
-    fn delivered(&mut self, record: &Relayed, from: End, bytes: u64) {
+    fn delivered(&mut self, record: &Relayed, from: End, bytes: u64, mover: MoverKind) {
         let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.movers.of(mover).bytes_total += bytes;
         match from {
             End::Downstream => {
                 metrics
@@ -220,6 +222,15 @@ impl Watcher for SessionWatcher {
                 metrics.server(record.server).received_bytes_total += bytes;
             }
         }
+    }
+
+    fn switched(&mut self, _: &Relayed, to: MoverKind) {
+        self.ledger
+            .metrics
+            .borrow_mut()
+            .movers
+            .of(to)
+            .switches_total += 1;
     }
 
     fn in_hand(&mut self, record: &Relayed) {
@@ -239,7 +250,8 @@ impl Watcher for SessionWatcher {
                 line.first_byte_us = summary.first_byte_us.map(|at| at - opening.accepted_us);
                 line.bytes_to_upstream = summary.to_upstream_bytes;
                 line.bytes_to_downstream = summary.to_downstream_bytes;
-                line.mover = Some(MoverKind::Copy);
+                line.spliced_bytes = Some(summary.spliced_bytes);
+                line.mover_switches = summary.mover_switches;
             });
     }
 }

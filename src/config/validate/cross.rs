@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use crate::config::address::{binds_collide, is_loop, same_server};
-use crate::config::limits::{DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_TCP, DEFAULT_TIMEOUTS};
+use crate::config::limits::{
+    DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS,
+};
 use crate::config::model::{
-    Admin, Balance, Buffers, Config, Listener, Log, Server, ServerAddress, TcpOptions, Timeouts,
-    Upstream, Workers,
+    Admin, Balance, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
+    Timeouts, Upstream, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
@@ -17,6 +19,7 @@ pub(super) struct Draft {
     pub(super) workers: Workers,
     pub(super) buffers: Buffers,
     pub(super) timeouts: Timeouts,
+    pub(super) relay: Relay,
     pub(super) tcp: TcpOptions,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) upstreams: Vec<UpstreamDraft>,
@@ -53,6 +56,7 @@ impl Default for Draft {
             workers: Workers::Auto,
             buffers: DEFAULT_BUFFERS,
             timeouts: DEFAULT_TIMEOUTS,
+            relay: DEFAULT_RELAY,
             tcp: DEFAULT_TCP,
             listeners: Vec::new(),
             upstreams: Vec::new(),
@@ -261,6 +265,7 @@ impl Draft {
             workers: self.workers,
             buffers: self.buffers,
             timeouts: self.timeouts,
+            relay: self.relay,
             tcp: self.tcp,
             admin: self.admin.map(|(admin, _)| admin),
             log: self.log,

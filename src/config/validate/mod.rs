@@ -8,7 +8,7 @@
 mod cross;
 mod settings;
 
-pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS};
+pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS};
 
 use super::address;
 use super::limits::{
@@ -20,10 +20,11 @@ use super::read::{Cursor, Finding, Place, Report, Section};
 use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 
-const ROOT_KEYS: [&str; 8] = [
+const ROOT_KEYS: [&str; 9] = [
     "workers",
     "buffers",
     "timeouts",
+    "relay",
     "tcp",
     "listeners",
     "upstreams",
@@ -38,10 +39,11 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 10] = [
+    let sections: [(&str, &[&str]); 11] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
+        ("relay.", &settings::RELAY_KEYS),
         ("tcp.", &settings::TCP_KEYS),
         ("tcp.keepalive.", &settings::KEEPALIVE_KEYS),
         ("listeners.NAME.", &LISTENER_KEYS),
@@ -151,6 +153,9 @@ fn full(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
     }
     if let Some(at) = section.get("timeouts") {
         draft.timeouts = settings::timeouts(report, at).unwrap_or(draft.timeouts);
+    }
+    if let Some(at) = section.get("relay") {
+        draft.relay = settings::relay(report, at).unwrap_or(draft.relay);
     }
     if let Some(at) = section.get("tcp") {
         draft.tcp = settings::tcp(report, at).unwrap_or(draft.tcp);

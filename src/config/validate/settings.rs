@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use crate::config::limits::{
     BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, CPUS_MAX, DEFAULT_BUFFERS,
-    DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_TCP, DEFAULT_TIMEOUTS, KEEPALIVE_COUNT, KEEPALIVE_TIME,
-    SLAB_MAX_BYTES, TIMEOUT, USER_TIMEOUT,
+    DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, KEEPALIVE_COUNT,
+    KEEPALIVE_TIME, SLAB_MAX_BYTES, TIMEOUT, USER_TIMEOUT,
 };
 use crate::config::model::{
-    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, TcpOptions, Timeouts, Workers,
+    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, TcpOptions, Timeouts,
+    Workers,
 };
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, OFF, Report, Section};
@@ -16,6 +17,7 @@ use crate::units::{ByteSize, format_duration, shorten};
 
 pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
 pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "max_age", "drain"];
+pub(super) const RELAY_KEYS: [&str; 1] = ["mover"];
 pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
 pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
 pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
@@ -127,6 +129,23 @@ pub(super) fn timeouts(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Timeo
         drain,
     })
 }
+
+pub(super) fn relay(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Relay> {
+    let section = report.section(at, &RELAY_KEYS)?;
+    let mover = section
+        .get("mover")
+        .and_then(|at| report.choice(at, &MOVERS));
+    Some(Relay {
+        mover: mover.unwrap_or(DEFAULT_RELAY.mover),
+    })
+}
+
+/// The words of `relay.mover`.
+pub(in crate::config) const MOVERS: [(&str, Mover); 3] = [
+    ("auto", Mover::Auto),
+    ("copy", Mover::Copy),
+    ("splice", Mover::Splice),
+];
 
 pub(super) fn tcp(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<TcpOptions> {
     let section = report.section(at, &TCP_KEYS)?;

@@ -92,6 +92,12 @@ pub(super) struct Endpoint {
     pub receive: Option<Receive>,
     pub send: Option<Send>,
     pub writable: Option<Poll>,
+    /// Waits for bytes, once.
+    pub readable: Option<Poll>,
+    /// SO_RCVLOWAT.
+    pub low_water: u64,
+    /// Position of the peer's byte of urgent data, which splice does not go past.
+    pub urgent_at: Option<u64>,
     /// A send took less than it was offered.
     pub refused: bool,
     pub watch: Option<Poll>,
@@ -101,16 +107,36 @@ impl Endpoint {
     fn free(&self) -> u64 {
         self.room - (self.taken - self.acknowledged)
     }
+
+    fn available(&self) -> u64 {
+        self.peer_sent - self.received
+    }
+
+    /// The error that the socket reports now: the reset once, then what `after` says.
+    fn reset_error(&mut self, after: i32) -> i32 {
+        if std::mem::replace(&mut self.error_taken, true) {
+            after
+        } else {
+            libc::ECONNRESET
+        }
+    }
 }
 
 /// Index into [`World::endpoints`]; sockets 2n and 2n + 1 are a session's.
 pub(super) struct Socket(pub usize);
 
+/// Index into [`World::pipes`].
+pub(super) struct Pipe(usize);
+
 pub(super) struct World {
     pub endpoints: Vec<Endpoint>,
+    /// What is in each pipe that was ever made; `None` if it was closed.
+    pub pipes: Vec<Option<VecDeque<u8>>>,
     pub pool: BufferPool,
     pub random: Random,
     pub completions: VecDeque<Completion>,
+    /// Peers may send urgent data.
+    pub urgent: bool,
 }
 
 impl World {
@@ -139,9 +165,10 @@ impl World {
 
     /// Lets one operation of a socket make progress, if it can.
     pub(super) fn complete_some(&mut self, id: usize) {
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => self.complete_receive(id),
             3 => self.complete_send(id),
+            4 => self.complete_readable(id),
             1 => self.complete_writable(id),
             _ => self.complete_watch(id),
         }
@@ -180,11 +207,7 @@ impl World {
         } else if receive.cancelled {
             self.post(receive.token, -libc::ECANCELED, None, false);
         } else if endpoint.peer_reset {
-            let result = if std::mem::replace(&mut endpoint.error_taken, true) {
-                0
-            } else {
-                -libc::ECONNRESET
-            };
+            let result = -endpoint.reset_error(0);
             self.post(receive.token, result, None, false);
         } else if endpoint.peer_fin {
             self.post(receive.token, 0, None, false);
@@ -199,11 +222,7 @@ impl World {
         };
         let endpoint = &mut self.endpoints[id];
         if endpoint.peer_reset {
-            let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
-                libc::EPIPE
-            } else {
-                libc::ECONNRESET
-            };
+            let errno = endpoint.reset_error(libc::EPIPE);
             return self.post(send.token, -errno, None, false);
         }
         // Read now: a buffer that was released meanwhile is not held any more.
@@ -261,6 +280,25 @@ impl World {
         }
     }
 
+    pub(super) fn complete_readable(&mut self, id: usize) {
+        let endpoint = &mut self.endpoints[id];
+        let Some(poll) = &endpoint.readable else {
+            return;
+        };
+        let (token, cancelled) = (poll.token, poll.cancelled);
+        let low_water = endpoint.low_water.max(1);
+        let ready = endpoint.available() >= low_water || endpoint.peer_fin || endpoint.peer_reset;
+        if cancelled || ready {
+            let result = if ready {
+                libc::POLLIN.into()
+            } else {
+                -libc::ECANCELED
+            };
+            self.endpoints[id].readable = None;
+            self.post(token, result, None, false);
+        }
+    }
+
     fn post_poll(&mut self, token: Token, events: i16, cancelled: bool) {
         if cancelled {
             self.post(token, -libc::ECANCELED, None, false);
@@ -278,6 +316,9 @@ impl World {
             return;
         }
         match choice {
+            11 if self.urgent && endpoint.urgent_at.is_none() => {
+                endpoint.urgent_at = Some(endpoint.peer_sent);
+            }
             0..=4 if !endpoint.peer_fin => {
                 let left = endpoint.peer_will_send - endpoint.peer_sent;
                 endpoint.peer_sent += amount.min(left);
@@ -297,11 +338,12 @@ pub(super) struct SharedWorld(pub Rc<RefCell<World>>);
 
 impl Io for SharedWorld {
     type Socket = Socket;
+    type Pipe = Pipe;
 
     fn recv(&mut self, socket: &Socket, group: Group, shots: Shots, token: Token) {
         let mut world = self.0.borrow_mut();
         let endpoint = &world.endpoints[socket.0];
-        assert!(endpoint.receive.is_none() && !endpoint.closed);
+        assert!(endpoint.receive.is_none() && endpoint.readable.is_none() && !endpoint.closed);
         if world.pool.offered(group) == 0 {
             // io_uring takes a buffer before it looks at the socket.
             return world.post(token, -libc::ENOBUFS, None, false);
@@ -312,6 +354,90 @@ impl Io for SharedWorld {
             shots,
             cancelled: false,
         });
+    }
+
+    fn await_readable(&mut self, socket: &Socket, token: Token) {
+        let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
+        assert!(endpoint.readable.is_none() && endpoint.receive.is_none() && !endpoint.closed);
+        endpoint.readable = Some(Poll::new(token));
+    }
+
+    fn set_low_water(&mut self, socket: &Socket, bytes: u32) {
+        let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
+        assert!(!endpoint.closed);
+        endpoint.low_water = bytes.into();
+    }
+
+    fn make_pipe(&mut self) -> io::Result<Pipe> {
+        let mut world = self.0.borrow_mut();
+        if world.random.chance(5) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        world.pipes.push(Some(VecDeque::new()));
+        Ok(Pipe(world.pipes.len() - 1))
+    }
+
+    fn fill(&mut self, socket: &Socket, pipe: &Pipe, len: usize) -> io::Result<usize> {
+        let mut world = self.0.borrow_mut();
+        let id = socket.0;
+        let held = world.pipes[pipe.0].as_ref().expect("an open pipe");
+        assert!(held.is_empty(), "bytes of one session behind another's");
+        let endpoint = &mut world.endpoints[id];
+        assert!(endpoint.receive.is_none() && endpoint.readable.is_none() && !endpoint.closed);
+        let start = endpoint.received;
+        let stop = endpoint.urgent_at.filter(|&at| at >= start);
+        let available = stop.map_or(endpoint.available(), |at| {
+            endpoint.available().min(at - start)
+        });
+        if available == 0 {
+            return match endpoint {
+                _ if endpoint.available() > 0 => Err(io::ErrorKind::WouldBlock.into()),
+                Endpoint {
+                    peer_reset: true, ..
+                } => match endpoint.reset_error(0) {
+                    0 => Ok(0),
+                    errno => Err(io::Error::from_raw_os_error(errno)),
+                },
+                Endpoint { peer_fin: true, .. } => Ok(0),
+                _ => Err(io::ErrorKind::WouldBlock.into()),
+            };
+        }
+        // A pipe has few slots, and a slot may hold little.
+        let most = available.min(len as u64);
+        let count = if world.random.chance(70) {
+            most
+        } else {
+            world.random.below(most) + 1
+        };
+        let bytes = (start..start + count).map(|position| pattern(id, position));
+        world.pipes[pipe.0].as_mut().expect("seen").extend(bytes);
+        world.endpoints[id].received += count;
+        Ok(count as usize)
+    }
+
+    fn drain(&mut self, pipe: &Pipe, socket: &Socket, len: usize) -> io::Result<usize> {
+        let mut world = self.0.borrow_mut();
+        let endpoint = &mut world.endpoints[socket.0];
+        assert!(endpoint.send.is_none() && !endpoint.closed && !endpoint.fin_sent);
+        if endpoint.peer_reset {
+            let errno = endpoint.reset_error(libc::EPIPE);
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let held = world.pipes[pipe.0].as_ref().expect("an open pipe");
+        assert_eq!(held.len(), len, "the engine counts what a pipe holds");
+        let bytes: Vec<u8> = held.iter().copied().collect();
+        let taken = world.take(socket.0, &bytes);
+        world.endpoints[socket.0].refused |= taken == 0;
+        world.pipes[pipe.0].as_mut().expect("seen").drain(..taken);
+        match taken {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            taken => Ok(taken),
+        }
+    }
+
+    fn discard_pipe(&mut self, pipe: Pipe) {
+        let closed = self.0.borrow_mut().pipes[pipe.0].take();
+        assert!(closed.is_some(), "closed twice");
     }
 
     fn await_writable(&mut self, socket: &Socket, token: Token) {
@@ -339,11 +465,7 @@ impl Io for SharedWorld {
         let endpoint = &mut world.endpoints[socket.0];
         assert!(endpoint.send.is_none() && !endpoint.closed && !endpoint.fin_sent);
         if endpoint.peer_reset {
-            let errno = if std::mem::replace(&mut endpoint.error_taken, true) {
-                libc::EPIPE
-            } else {
-                libc::ECONNRESET
-            };
+            let errno = endpoint.reset_error(libc::EPIPE);
             return Err(io::Error::from_raw_os_error(errno));
         }
         let bytes: Vec<u8> = pieces
@@ -370,9 +492,11 @@ impl Io for SharedWorld {
                 &mut endpoint.receive,
                 &mut endpoint.writable,
                 &mut endpoint.watch,
+                &mut endpoint.readable,
             ) {
                 (Some(receive), ..) if receive.token == target => receive.cancelled = true,
-                (_, Some(poll), _) if poll.token == target => poll.cancelled = true,
+                (_, Some(poll), ..) if poll.token == target => poll.cancelled = true,
+                (_, _, Some(poll), _) if poll.token == target => poll.cancelled = true,
                 (.., Some(poll)) if poll.token == target => poll.cancelled = true,
                 _ => {}
             }
@@ -427,6 +551,7 @@ impl Io for SharedWorld {
         let idle = endpoint.receive.is_none()
             && endpoint.send.is_none()
             && endpoint.writable.is_none()
+            && endpoint.readable.is_none()
             && endpoint.watch.is_none();
         assert!(
             idle,

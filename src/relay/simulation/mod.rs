@@ -4,7 +4,8 @@
 //! Replay one seed with `CORELAY_SEED=n cargo test simulation`. What is checked, always: bytes arrive in order and unchanged; no
 //! operation is started twice, or on a closed socket; no socket is closed with an operation in flight; a clean
 //! end means that everything was delivered; an abort is passed on as an abort, after what came before it;
-//! every session ends; no buffer is lost.
+//! every session ends; no buffer is lost; a pipe is filled only when it is empty, and closed when its session
+//! leaves bytes in it; no tail waits below a low-water mark.
 
 mod kernel;
 
@@ -12,27 +13,49 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::bulk::{MoverChoice, Thresholds};
 use super::pair::End;
 use super::{Relay, RelayOptions, Summary, Watcher};
-use crate::outcome::{Cause, Side};
+use crate::outcome::{Cause, MoverKind, Side};
 use crate::ring::BufferPool;
 use kernel::{Endpoint, Random, SharedWorld, Socket, World};
 
 const SEEDS: u64 = 3_000;
 const BUFFER_BYTES: u32 = 64;
+const PIPES_MAX: usize = 3;
+/// So small that every change of mover happens within a few hundred bytes.
+const THRESHOLDS: Thresholds = Thresholds {
+    promote_bytes: 200,
+    promote_within_ms: 5,
+    large_bytes: 20,
+    rare_ms: 20,
+    weak_fills: 2,
+    chunk_bytes: 300,
+    mark_bytes: 150,
+    patience_bytes: 200,
+    guard_us: 1_000,
+};
 
 /// Collects the ends of sessions.
 #[derive(Default)]
 struct Ends {
     summaries: Vec<Option<Summary>>,
     delivered: Vec<[u64; 2]>,
+    /// By mover.
+    moved: [u64; 2],
+    switches: [u64; 2],
 }
 
 impl Watcher for Ends {
     type Record = usize;
 
-    fn delivered(&mut self, &session: &usize, from: End, bytes: u64) {
+    fn delivered(&mut self, &session: &usize, from: End, bytes: u64, mover: MoverKind) {
+        self.moved[mover as usize] += bytes;
         self.delivered[session][from as usize] += bytes;
+    }
+
+    fn switched(&mut self, _: &usize, to: MoverKind) {
+        self.switches[to as usize] += 1;
     }
 
     fn in_hand(&mut self, _: &usize) {}
@@ -73,8 +96,13 @@ impl Simulation {
                 ..Endpoint::default()
             })
             .collect();
+        let urgent = random.chance(20);
+        let mover =
+            [MoverChoice::Auto, MoverChoice::Splice, MoverChoice::Copy][random.below(3) as usize];
         let world = World {
             endpoints,
+            pipes: Vec::new(),
+            urgent,
             pool,
             random,
             completions: VecDeque::new(),
@@ -84,10 +112,14 @@ impl Simulation {
             idle_ms: 5_000,
             half_close_ms: 2_000,
             max_age_ms: None,
+            mover,
+            thresholds: THRESHOLDS,
+            pipes_max: PIPES_MAX,
         };
         let ends = Ends {
             summaries: vec![None; sessions],
             delivered: vec![[0; 2]; sessions],
+            ..Ends::default()
         };
         let mut relay = Relay::new(world.clone(), ends, options, 0);
         for session in 0..sessions {
@@ -114,6 +146,13 @@ impl Simulation {
     }
 
     fn run(mut self) {
+        self.act();
+        self.finish();
+        self.check();
+    }
+
+    /// Things happen at random.
+    fn act(&mut self) {
         for _ in 0..3_000 {
             let mut world = self.world.0.borrow_mut();
             let id = world.random.below(2 * self.sessions as u64) as usize;
@@ -133,8 +172,6 @@ impl Simulation {
                 self.pass();
             }
         }
-        self.finish();
-        self.check();
     }
 
     /// Peers send and read what they still have to; then time passes until every deadline is over.
@@ -147,6 +184,7 @@ impl Simulation {
                 world.complete_send(id);
                 world.complete_writable(id);
                 world.complete_watch(id);
+                world.complete_readable(id);
             }
             self.pass();
             if self.relay.active() == 0 {
@@ -159,6 +197,7 @@ impl Simulation {
     }
 
     fn check(mut self) {
+        assert_eq!(self.relay.pipes_lent(), 0, "pipes were lost");
         let world = self.world.0.borrow();
         let ends = self.relay.watcher();
         // A peer that never reads may keep a tiny pool's buffers until the deadlines; an abort of
@@ -193,6 +232,12 @@ impl Simulation {
             }
         }
         assert_eq!(world.pool.held(), 0, "buffers were lost");
+        let open: Vec<_> = world.pipes.iter().flatten().collect();
+        assert!(open.len() <= PIPES_MAX);
+        assert!(
+            open.iter().all(|pipe| pipe.is_empty()),
+            "a pooled pipe holds bytes"
+        );
     }
 }
 
@@ -259,5 +304,62 @@ fn thousands_of_seeds() {
             eprintln!("replay with CORELAY_SEED={seed}");
             std::panic::resume_unwind(panic);
         }
+    }
+}
+
+/// Two hundred tails of random length after a steady stream, and no FIN behind them.
+#[test]
+fn no_tail_waits_below_a_low_water_mark() {
+    let mut guarded = 0;
+    for seed in 0..200 {
+        let mut simulation = Simulation::new(seed);
+        {
+            let mut world = simulation.world.0.borrow_mut();
+            let tail = world.random.below(u64::from(THRESHOLDS.mark_bytes)) + 1;
+            for endpoint in &mut world.endpoints {
+                endpoint.stalled = false;
+                endpoint.room = 1_000;
+            }
+            world.endpoints[0].peer_sent = 2_000 + tail;
+            world.endpoints[0].peer_will_send = u64::MAX;
+        }
+        // 20 ms: the guard is 1 ms, and each round takes 100 us.
+        for _ in 0..200 {
+            let mut world = simulation.world.0.borrow_mut();
+            world.endpoints[1].acknowledged = world.endpoints[1].taken;
+            world.complete_receive(0);
+            world.complete_readable(0);
+            world.complete_send(1);
+            world.complete_writable(1);
+            drop(world);
+            simulation.now_us += 100;
+            simulation.pass();
+        }
+        let world = simulation.world.0.borrow();
+        let (sent, taken) = (world.endpoints[0].peer_sent, world.endpoints[1].taken);
+        assert_eq!(taken, sent, "seed {seed}");
+        guarded += simulation.relay.low_water_guards_total();
+    }
+    assert!(guarded > 50, "the guards were hardly needed: {guarded}");
+}
+
+/// The seeds reach both movers and every change between them, or they would prove nothing of either.
+#[test]
+fn the_seeds_use_both_movers() {
+    let mut moved = [0; 2];
+    let mut switches = [0; 2];
+    let mut guards = 0;
+    for seed in 0..100 {
+        let mut simulation = Simulation::new(seed);
+        simulation.act();
+        guards += simulation.relay.low_water_guards_total();
+        let ends = simulation.relay.watcher();
+        for mover in MoverKind::ALL {
+            moved[mover as usize] += ends.moved[mover as usize];
+            switches[mover as usize] += ends.switches[mover as usize];
+        }
+    }
+    for count in moved.into_iter().chain(switches).chain([guards]) {
+        assert!(count > 20, "{moved:?} {switches:?} {guards}");
     }
 }
