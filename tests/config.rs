@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use corelay::config::model::{
-    AccessLog, Buffers, Config, Keepalive, Log, LogFormat, LogLevel, TcpOptions, Timeouts, Workers,
+    AccessLog, Buffers, Config, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, TcpOptions,
+    Timeouts, Workers,
 };
 use corelay::config::{self, LoadError};
 
@@ -159,6 +160,7 @@ fn absent_settings_have_the_documented_defaults() {
             drain: Duration::from_secs(30),
         }
     );
+    assert_eq!(config.relay, Relay { mover: Mover::Auto });
     let keepalive = Keepalive {
         idle: Duration::from_secs(60),
         interval: Duration::from_secs(10),

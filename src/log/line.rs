@@ -187,7 +187,7 @@ fn days_in_month(year: u64, month: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Cause, CloseReason, Side, Stage};
+    use crate::outcome::{Cause, CloseReason, MoverKind, Side, Stage};
     use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
     use std::time::Duration;
 
@@ -235,10 +235,27 @@ mod tests {
                 r#""upstream":"app","core":3,"downstream":"[::1]:5000","server":"unix:/run/a b.sock","#,
                 r#""attempts":2,"connect_ms":1.250,"first_byte_ms":null,"duration_ms":61000.007,"#,
                 r#""bytes_to_upstream":18446744073709551615,"bytes_to_downstream":0,"#,
-                r#""close_reason":{"side":"upstream","stage":"relay","cause":"reset"},"mover":"splice","spliced_bytes":4000000,"mover_switches":1}"#,
+                r#""close_reason":{"side":"upstream","stage":"relay","cause":"reset"},"mover":"copy","spliced_bytes":4000000,"mover_switches":1}"#,
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn the_mover_is_the_one_that_moved_the_most() {
+        let mover = |spliced_bytes, bytes_to_upstream| {
+            let record = Record {
+                spliced_bytes,
+                bytes_to_upstream,
+                bytes_to_downstream: 10,
+                ..record()
+            };
+            record.mover().map(MoverKind::as_str)
+        };
+        assert_eq!(mover(None, 0), None);
+        assert_eq!(mover(Some(0), 0), Some("copy"));
+        assert_eq!(mover(Some(50), 100), Some("copy"));
+        assert_eq!(mover(Some(60), 100), Some("splice"));
     }
 
     #[test]

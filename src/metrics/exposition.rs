@@ -483,6 +483,8 @@ fn movers(page: &mut Page, scrape: &Scrape<'_>) {
         "Directions of sessions that changed to this mover.",
     );
     each(page, |mover| mover.switches_total);
+    page.gauge("corelay_pipes", "Open pipes.");
+    page.per_core(scrape, |core| core.movers.pipes);
     page.gauge(
         "corelay_pipes_held",
         "Pipes that hold bytes until their destination has room.",

@@ -239,7 +239,9 @@ pub struct BufferMetrics {
 pub struct MoversMetrics {
     /// Indexed by [`MoverKind`].
     pub kinds: [MoverMetrics; 2],
-    /// Pipes that hold bytes, waiting for the destination's room.
+    /// Open pipes.
+    pub pipes: u64,
+    /// Those that hold bytes, waiting for the destination's room.
     pub pipes_held: u64,
     /// Low-water marks lowered because too few bytes came in time.
     pub low_water_guards_total: u64,

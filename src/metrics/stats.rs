@@ -203,6 +203,7 @@ fn movers(core: &CoreMetrics) -> Value {
             json!({ "bytes": numbers.bytes_total, "switches": numbers.switches_total }),
         );
     }
+    movers.insert("pipes".to_owned(), core.movers.pipes.into());
     movers.insert("pipes_held".to_owned(), core.movers.pipes_held.into());
     movers.insert(
         "low_water_guards".to_owned(),

@@ -12,8 +12,9 @@
 //!
 //! The low-water mark (SO_RCVLOWAT) lets the kernel collect half a mebibyte before it wakes us, which
 //! is most of what splicing gains. It must never hold back a tail, so that whenever it is raised a
-//! guard of 1 ms runs. A stream whose tails ran into the guard (large messages with pauses between
-//! them) has to be steady for twice as long each time before the mark is raised again.
+//! guard of 1 ms runs. That a stream pauses is no reason to give the mark up; that its peer answers
+//! what the mark had held back is: then these were messages, whose ends somebody waited for. Each time
+//! the stream has to be steady for twice as long before the mark is raised again.
 
 use crate::outcome::MoverKind;
 
@@ -39,6 +40,8 @@ pub struct Thresholds {
     pub large_bytes: u32,
     /// A fill so long after the one before is weak, too.
     pub rare_ms: u64,
+    /// A pause so long ends a steady stream.
+    pub pause_ms: u64,
     /// Weak fills in a row after which a direction is copied again.
     pub weak_fills: u8,
     /// Most that one fill moves.
@@ -58,6 +61,7 @@ impl Thresholds {
         promote_within_ms: 20,
         large_bytes: 8 * 1024,
         rare_ms: 200,
+        pause_ms: 5,
         weak_fills: 8,
         chunk_bytes: 1024 * 1024,
         mark_bytes: 512 * 1024,
@@ -67,7 +71,7 @@ impl Thresholds {
 }
 
 /// Doublings of the patience, at most.
-const CAUTION_MAX: u8 = 6;
+const CAUTION_MAX: u8 = 4;
 /// Marks reached in a row after which a doubling is taken back.
 const FORGIVE_AFTER: u16 = 256;
 /// Readiness in a row that turned out to be none, after which the source is not spliced any more.
@@ -84,6 +88,16 @@ pub enum Verdict {
     Demote,
 }
 
+/// Bytes that waited below the mark until the guard fired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    None,
+    /// The guard fired; they were not received yet, if there are any.
+    Guarded,
+    /// They were received, and nothing since.
+    Freed,
+}
+
 /// The state of the policy for one direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Bulk {
@@ -93,8 +107,7 @@ pub struct Bulk {
     refused: bool,
     /// The low-water mark is raised.
     marked: bool,
-    /// The guard lowered the mark, and what it freed was not received yet.
-    was_guarded: bool,
+    tail: Tail,
     weak_fills: u8,
     empty_wakes: u8,
     caution: u8,
@@ -118,7 +131,7 @@ impl Bulk {
             mover,
             refused: false,
             marked: false,
-            was_guarded: false,
+            tail: Tail::None,
             weak_fills: 0,
             empty_wakes: 0,
             caution: 0,
@@ -166,22 +179,24 @@ impl Bulk {
     /// A fill brought `len` bytes.
     pub fn on_filled(&mut self, now_ms: u64, len: u32, limits: &Thresholds) -> Verdict {
         self.empty_wakes = 0;
-        let was_rare = now_ms > self.since_ms + limits.rare_ms;
+        let pause_ms = now_ms.saturating_sub(self.since_ms);
         self.since_ms = now_ms;
-        if was_rare || len < limits.large_bytes {
-            self.weak_fills = self.weak_fills.saturating_add(1);
+        self.tail = match self.tail {
+            Tail::Guarded if len < limits.mark_bytes => Tail::Freed,
+            _ => Tail::None,
+        };
+        if pause_ms > limits.pause_ms {
             self.steady_bytes = 0;
+        }
+        self.steady_bytes += u64::from(len);
+        if pause_ms > limits.rare_ms || len < limits.large_bytes {
+            self.weak_fills = self.weak_fills.saturating_add(1);
             if self.choice == MoverChoice::Auto && self.weak_fills >= limits.weak_fills {
                 self.demote();
                 return Verdict::Demote;
             }
         } else {
             self.weak_fills = 0;
-            self.steady_bytes += u64::from(len);
-        }
-        if std::mem::take(&mut self.was_guarded) && len < limits.mark_bytes {
-            self.caution = (self.caution + 1).min(CAUTION_MAX);
-            self.steady_bytes = 0;
         }
         if self.marked {
             self.marks_reached += 1;
@@ -189,7 +204,9 @@ impl Bulk {
                 self.marks_reached = 0;
                 self.caution = self.caution.saturating_sub(1);
             }
-        } else if self.steady_bytes >= limits.patience_bytes << self.caution {
+        } else if self.tail == Tail::None
+            && self.steady_bytes >= limits.patience_bytes << self.caution
+        {
             self.marked = true;
             self.marks_reached = 0;
             return Verdict::RaiseMark;
@@ -230,8 +247,18 @@ impl Bulk {
 
     /// It is, because its guard fired.
     pub fn on_guard_fired(&mut self) {
-        self.on_mark_lowered();
-        self.was_guarded = true;
+        self.marked = false;
+        self.tail = Tail::Guarded;
+    }
+
+    /// The other direction moved bytes. If the last thing that came this way was a tail that the
+    /// mark had held back, somebody waited for it.
+    pub fn on_answer(&mut self) {
+        if self.tail == Tail::Freed {
+            self.tail = Tail::None;
+            self.caution = (self.caution + 1).min(CAUTION_MAX);
+            self.steady_bytes = 0;
+        }
     }
 }
 
@@ -244,6 +271,7 @@ mod tests {
         promote_within_ms: 10,
         large_bytes: 50,
         rare_ms: 100,
+        pause_ms: 5,
         weak_fills: 3,
         chunk_bytes: 1_000,
         mark_bytes: 400,
@@ -294,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_that_freed_a_tail_doubles_the_patience() {
+    fn an_answer_to_a_tail_that_was_held_back_doubles_the_patience() {
         let mut bulk = promoted();
         let fills_until_marked = |bulk: &mut Bulk| {
             (1..100).find(|_| bulk.on_filled(6, 500, &LIMITS) == Verdict::RaiseMark)
@@ -302,10 +330,16 @@ mod tests {
         assert_eq!(fills_until_marked(&mut bulk), Some(4));
         bulk.on_guard_fired();
         assert_eq!(bulk.on_filled(7, 60, &LIMITS), Verdict::GoOn);
+        bulk.on_answer();
         assert_eq!(fills_until_marked(&mut bulk), Some(8));
-        // A pause without a tail is no reason to be careful.
+        // A pause in the stream, which goes on before the other side says anything.
         bulk.on_guard_fired();
-        assert_eq!(fills_until_marked(&mut bulk), Some(8));
+        assert_eq!(bulk.on_filled(7, 60, &LIMITS), Verdict::GoOn);
+        assert_eq!(bulk.on_filled(7, 60, &LIMITS), Verdict::RaiseMark);
+        // A pause without a tail.
+        bulk.on_guard_fired();
+        bulk.on_answer();
+        assert_eq!(bulk.on_filled(7, 500, &LIMITS), Verdict::RaiseMark);
     }
 
     #[test]

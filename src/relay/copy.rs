@@ -213,6 +213,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let sent = u64::from(sent);
         let pair = live(&mut self.slots, id);
         pair.delivered_bytes[from as usize] += sent;
+        pair.directions[from.other() as usize].bulk().on_answer();
         if mover == MoverKind::Splice {
             pair.spliced_bytes += sent;
         }

@@ -66,10 +66,6 @@ impl<P> Pipes<P> {
     fn lost(&mut self) {
         self.lent -= 1;
     }
-
-    pub(super) fn lent(&self) -> usize {
-        self.lent
-    }
 }
 
 /// A raised mark must be lowered at this moment, unless the wait that it belongs to has ended.
@@ -92,9 +88,14 @@ impl Guards {
 }
 
 impl<I: Io, W: Watcher> Relay<I, W> {
+    /// Open pipes.
+    pub fn pipes(&self) -> usize {
+        self.pipes.lent + self.pipes.idle.len()
+    }
+
     /// Pipes that hold bytes.
     pub fn pipes_lent(&self) -> usize {
-        self.pipes.lent()
+        self.pipes.lent
     }
 
     /// Arms the wait for bytes, and its guard if the low-water mark is raised.

@@ -419,6 +419,7 @@ impl Core {
         let mut engine = self.engine.borrow_mut();
         let waiting = engine.waiting();
         let blocked_sends_total = engine.blocked_sends_total();
+        metrics.movers.pipes = engine.pipes() as u64;
         metrics.movers.pipes_held = engine.pipes_lent() as u64;
         metrics.movers.low_water_guards_total = engine.low_water_guards_total();
         let ring = engine.io();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use corelay::config;
 use corelay::config::model::{
     AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat, LogLevel,
-    Server, ServerAddress, TcpOptions, Timeouts, Upstream, Workers,
+    Mover, Relay, Server, ServerAddress, TcpOptions, Timeouts, Upstream, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ fn a_duration() -> impl Strategy<Value = Duration> {
     .prop_map(Duration::from_millis)
 }
 
-fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, TcpOptions, Log)> {
+fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, Relay, TcpOptions, Log)> {
     let workers = prop_oneof![
         Just(Workers::Auto),
         (1usize..=1024).prop_map(Workers::Count),
@@ -78,7 +78,9 @@ fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, TcpOpti
             access_file: file.map(PathBuf::from),
         },
     );
-    (workers, buffers, timeouts, tcp, log)
+    let mover = prop::sample::select(vec![Mover::Auto, Mover::Copy, Mover::Splice]);
+    let relay = mover.prop_map(|mover| Relay { mover });
+    (workers, buffers, timeouts, relay, tcp, log)
 }
 
 /// Any valid configuration. Distinct ports and paths by construction.
@@ -97,11 +99,12 @@ fn a_config() -> impl Strategy<Value = Config> {
     );
     let servers = prop::collection::vec(prop::collection::vec((0u8..4, unix_path), 1..5), 6);
     (some_settings(), names, listeners, servers, any::<bool>()).prop_map(
-        |((workers, buffers, timeouts, tcp, log), names, listeners, servers, admin)| {
+        |((workers, buffers, timeouts, relay, tcp, log), names, listeners, servers, admin)| {
             let mut config = Config {
                 workers,
                 buffers,
                 timeouts,
+                relay,
                 tcp,
                 log,
                 listeners: Vec::new(),

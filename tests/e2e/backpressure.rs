@@ -267,6 +267,8 @@ fn a_buffer_that_comes_back_reaches_whoever_has_bytes_to_receive() {
     let echo = Server::echo().start().unwrap();
     let config = Config::to([source.address()])
         .set("workers", 1)
+        // Only the copy mover holds buffers.
+        .set("relay.mover", "copy")
         .set("buffers.size", "1KiB")
         .set("buffers.per_core", 64)
         .set("listeners.other.bind", "127.0.0.1:0")

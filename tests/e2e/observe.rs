@@ -204,7 +204,8 @@ fn access_log_errors_leaves_out_clean_ends_and_off_leaves_out_all() {
 #[test]
 fn access_log_lines_have_every_field_and_unique_ids() {
     let upstream = Server::echo().start().unwrap();
-    let proxy = Proxy::start(&Config::to([upstream.address()]));
+    let config = Config::to([upstream.address()]).set("relay.mover", "auto");
+    let proxy = Proxy::start(&config);
     for _ in 0..50 {
         one_echo(&proxy);
     }
@@ -233,6 +234,8 @@ fn access_log_lines_have_every_field_and_unique_ids() {
             "bytes_to_downstream",
             "close_reason",
             "mover",
+            "spliced_bytes",
+            "mover_switches",
         ];
         for field in fields {
             assert!(line.get(field).is_some(), "{field} is missing: {line}");
@@ -244,7 +247,7 @@ fn access_log_lines_have_every_field_and_unique_ids() {
             connect_ms <= first_byte_ms && first_byte_ms <= duration_ms,
             "{line}"
         );
-        assert_eq!(line["mover"], "copy");
+        assert_eq!(line["mover"], "copy", "a few bytes");
     }
     proxy.finish();
 }

@@ -69,7 +69,8 @@ fn case_07_traffic_of_the_open_side_keeps_a_half_closed_connection_alive() {
 #[test]
 fn case_27_idle_timeout_fires_with_stuck_data() {
     let upstream = Upstream::new();
-    let config = Config::to([upstream.address()]).set("timeouts.idle", "700ms");
+    // Longer than writing takes after the proxy has stopped to read.
+    let config = Config::to([upstream.address()]).set("timeouts.idle", "2s");
     let proxy = Proxy::start(&config);
     let mut pair = Pair::open_slow(&proxy, &upstream, 4096);
     write_until_stuck(

@@ -26,9 +26,10 @@ const PIPES_MAX: usize = 3;
 /// So small that every change of mover happens within a few hundred bytes.
 const THRESHOLDS: Thresholds = Thresholds {
     promote_bytes: 200,
-    promote_within_ms: 5,
+    promote_within_ms: 40,
     large_bytes: 20,
     rare_ms: 20,
+    pause_ms: 5,
     weak_fills: 2,
     chunk_bytes: 300,
     mark_bytes: 150,

@@ -10,6 +10,9 @@ pub(crate) const LISTENER: &str = "edge";
 /// The upstream that every configuration has.
 pub(crate) const UPSTREAM: &str = "app";
 
+/// Names the `relay.mover` that every test runs with: copy, splice or auto. Unset is the default.
+const MOVER: &str = "CORELAY_E2E_MOVER";
+
 /// A configuration under construction. It is written as JSON, which is YAML.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -24,13 +27,17 @@ impl Config {
             .into_iter()
             .map(|server| server.to_string())
             .collect();
-        Self {
+        let config = Self {
             root: json!({
                 "listeners": { LISTENER: { "bind": "127.0.0.1:0", "upstream": UPSTREAM } },
                 "upstreams": { UPSTREAM: { "balance": "round_robin", "servers": servers } },
                 "admin": { "bind": "127.0.0.1:0" },
                 "log": { "level": "info", "format": "json", "access": "all" },
             }),
+        };
+        match std::env::var(MOVER) {
+            Ok(mover) => config.set("relay.mover", mover),
+            Err(_) => config,
         }
     }
 

@@ -365,9 +365,11 @@ impl Proxy {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let held = self.held();
-            if process.open_fds() == Some(base.fds)
+            // Empty pipes are kept for the next stream.
+            let pipe_fds = 2 * self.metrics().sum("corelay_pipes") as usize;
+            if process.open_fds() == Some(base.fds + pipe_fds)
                 && process.thread_names() == base.threads
-                && held == (0.0, 0.0)
+                && held == (0.0, 0.0, 0.0)
             {
                 return;
             }
@@ -380,7 +382,7 @@ impl Proxy {
                     .collect();
                 panic!(
                     "leaked: {} fds at the start, {} now, new among them {excess:?}; \
-                     threads {:?} at the start, {:?} now; buffers held and active sessions {held:?}",
+                     threads {:?} at the start, {:?} now; buffers held, active sessions and pipes held {held:?}",
                     base.fds,
                     fds.len(),
                     base.threads,
@@ -391,13 +393,14 @@ impl Proxy {
         }
     }
 
-    /// Buffers held and sessions active.
+    /// Buffers held, sessions active and pipes held.
     #[track_caller]
-    fn held(&self) -> (f64, f64) {
+    fn held(&self) -> (f64, f64, f64) {
         let metrics = self.metrics();
         (
             metrics.sum("corelay_buffers_held"),
             metrics.sum_where("corelay_connections_active", &[]),
+            metrics.sum("corelay_pipes_held"),
         )
     }
 
