@@ -196,7 +196,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let pipe = pair.pipes[from as usize].as_ref().expect("seen by deliver");
         let to = pair.sockets[from.other() as usize].as_ref();
         let to = to.expect("open while relaying");
-        match self.io.drain(&pipe, to, held as usize) {
+        match self.io.drain(pipe, to, held as usize) {
             Ok(sent @ 1..) => {
                 let sent = sent as u32;
                 pair.last_activity_ms = now_us / 1_000;
