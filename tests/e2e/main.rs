@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | `CORELAY_SEED` | the seed of the fuzz test, to replay a failure | from the clock, printed |
 //! | `CORELAY_FUZZ_STEPS` | steps of the fuzz test | 4,000 |
+//! | `CORELAY_E2E_MOVER` | `relay.mover` of every test that does not choose: copy, splice or auto | the default |
 //! | `CORELAY_E2E_BULK_MIB` | MiB each way of the integrity test | 1,024 |
 //! | `CORELAY_E2E_SHORT_CONNECTIONS` | short connections of the leak tests | 10,000 |
 //! | `CORELAY_E2E_STALLED_MIB` | MiB that a server tries to send to a client that never reads | 10,240 |
@@ -31,6 +32,7 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod observe;
+mod splicing;
 mod starting;
 mod support;
 mod timeouts;
