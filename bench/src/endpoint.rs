@@ -66,13 +66,12 @@ impl Endpoint {
         }
     }
 
-    /// Starts a connection without waiting for it. The socket becomes writable, or fails, later.
-    pub fn start_connect(&self) -> io::Result<Socket> {
-        let socket = self.socket()?;
+    /// Starts to connect a socket of [`Endpoint::socket`], without waiting: it becomes writable, or
+    /// fails, later.
+    pub fn connect(&self, socket: &Socket) -> io::Result<()> {
         match socket.connect(&self.to_sock_addr()?) {
-            Ok(()) => Ok(socket),
-            Err(error) if is_in_progress(&error) => Ok(socket),
-            Err(error) => Err(error),
+            Err(error) if !is_in_progress(&error) => Err(error),
+            _ => Ok(()),
         }
     }
 

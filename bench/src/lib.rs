@@ -5,15 +5,17 @@
 //!
 //! * [`servers`]: what a proxy connects *to*: echo, sink, source, HTTP, and servers that misbehave
 //!   on purpose. Used by the end-to-end tests, by `corelay demo` and by `corelay-bench serve`.
-//! * [`load`]: what connects to a proxy: closed-loop request/response, and idle connections.
+//! * [`load`]: what connects to a proxy: requests and answers, connections, streams.
 //! * [`pattern`]: seeded bytes that can be checked at any offset.
 //! * [`endpoint`]: `ip:port` or `unix:/path`.
 //! * [`limits`]: room for file descriptors.
+//! * [`pin`]: a thread's CPU.
 //! * [`signals`]: to processes that a test started.
 
 pub mod endpoint;
 pub mod limits;
 pub mod load;
 pub mod pattern;
+pub mod pin;
 pub mod servers;
 pub mod signals;

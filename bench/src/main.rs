@@ -188,17 +188,25 @@ fn hold_dead(address: std::net::SocketAddr) -> Result<()> {
 }
 
 fn run_rr(rr: &Rr) -> Result<()> {
-    let report = load::rr::run(load::rr::Options {
+    let options = load::rr::Options {
         to: rr.to.clone(),
         connections: rr.connections,
         size_bytes: rr.size,
         duration: Duration::try_from_secs_f64(rr.seconds).context("--seconds")?,
-    })?;
-    if rr.json {
-        println!("{}", report.to_json());
-    } else {
-        println!("{report}");
-    }
+        ..load::rr::Options::default()
+    };
+    let report = load::rr::run(&options, &load::Control::new())?;
+    let us = |quantile| report.service_ns.value_at_quantile(quantile) as f64 / 1e3;
+    println!(
+        "{}",
+        serde_json::json!({
+            "requests": report.operations,
+            "requests_per_second": report.rates.operations,
+            "latency_p50_us": us(0.5),
+            "latency_p99_us": us(0.99),
+            "errors": report.errors,
+        })
+    );
     Ok(())
 }
 

@@ -1,7 +1,27 @@
 //! Load: what connects to a proxy, or to a server directly, to compare.
 //!
-//! Everything is closed-loop or idle here; each kind of load is a module with an `Options`, a
-//! `run` and a report that prints as text and as JSON.
+//! Each kind is a module with an `Options` and a `run` that takes them and a [`Control`] and returns
+//! a [`Report`]: [`rr`], [`crr`], [`bulk`], [`mixed`]. What they share is the engine:
+//! threads with one epoll set each, connections that are opened again when they fail, the common
+//! start, the end and the counting.
 
+mod control;
+mod engine;
+mod exchange;
+mod pool;
+mod report;
+mod schedule;
+mod stream;
+mod tally;
+#[cfg(test)]
+mod tests;
+
+pub mod bulk;
+pub mod crr;
 pub mod idle;
+pub mod mixed;
 pub mod rr;
+
+pub use control::{Control, Snapshot};
+pub use report::{Kind, Rates, Report};
+pub use tally::{MAX_LATENCY_NS, histogram};

@@ -1,32 +1,19 @@
-//! Request/response, closed loop: each connection sends a message, waits for its echo, repeats.
+//! Request/response on connections that stay: each carries one message at a time and waits for its
+//! echo.
 //!
-//! One thread, one epoll set. The latency of a closed loop hides queueing (coordinated omission):
-//! it compares proxies under equal concurrency, it does not say what a user would wait.
+//! Without a rate the loop is closed: every connection sends its next request when it has its
+//! answer. That compares proxies under equal concurrency; it does not say what a user would wait,
+//! since a slow answer holds back the requests that would have met the same slowness (coordinated
+//! omission). With a rate the loop is open and that wait is recorded.
 
-use std::fmt;
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use hdrhistogram::Histogram;
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
-use socket2::Socket;
+use anyhow::{Result, ensure};
 
+use super::engine::{self, Plan};
+use super::exchange::{Exchange, schedule_of};
+use super::{Control, Kind, Report};
 use crate::endpoint::Endpoint;
-use crate::pattern::Pattern;
-
-/// Longest latency told apart, in nanoseconds (10 minutes).
-const MAX_LATENCY_NS: u64 = 600 * 1_000_000_000;
-/// Significant decimal digits of a latency.
-const LATENCY_DIGITS: u8 = 3;
-/// How long all connections together may take to be established.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
-/// Longest wait for the echoes that are still due when the time is over.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// Events taken from the kernel at a time.
-const EVENTS: usize = 1024;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -35,301 +22,66 @@ pub struct Options {
     pub to: Endpoint,
     /// How many connections.
     pub connections: usize,
-    /// Bytes per message.
-    pub size_bytes: usize,
+    /// Threads that share them.
+    pub threads: usize,
+    /// The CPUs that the threads are bound to, in turn; none: not bound.
+    pub cpus: Vec<usize>,
     /// How long to send requests, not counting connecting.
     pub duration: Duration,
+    /// The first failure of a connection ends the run with an error.
+    pub fail_fast: bool,
+    /// Bytes per message.
+    pub size_bytes: usize,
+    /// Open loop: requests per second over all connections, on a fixed schedule.
+    pub rate: Option<f64>,
 }
 
-/// What came of it.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// As asked for.
-    pub options: Options,
-    /// Echoes received completely.
-    pub requests: u64,
-    /// From the first request to the last echo.
-    pub elapsed: Duration,
-    /// Request sent to echo complete, in nanoseconds.
-    pub latency_ns: Histogram<u64>,
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            to: Endpoint::loopback(),
+            connections: 64,
+            threads: 1,
+            cpus: Vec::new(),
+            duration: Duration::from_secs(5),
+            fail_fast: false,
+            size_bytes: 64,
+            rate: None,
+        }
+    }
 }
 
-/// Runs the load. Any connection that fails, ends or echoes wrongly fails the run.
-pub fn run(options: Options) -> Result<Report> {
-    ensure!(options.connections > 0, "at least one connection is needed");
+/// Runs the load. Connections that fail are counted and opened again; a wrong echo is an error.
+pub fn run(options: &Options, control: &Control) -> Result<Report> {
     ensure!(options.size_bytes > 0, "a message has at least one byte");
-    let mut load = Load::connect(&options)?;
-    let started = Instant::now();
-    load.exchange(options.duration)?;
-    Ok(Report {
-        requests: load.latency_ns.len(),
-        elapsed: started.elapsed(),
-        latency_ns: load.latency_ns,
-        options,
-    })
+    check_rate(options.rate)?;
+    let plan = Plan {
+        to: options.to.clone(),
+        connections: options.connections,
+        threads: options.threads,
+        cpus: options.cpus.clone(),
+        duration: options.duration,
+        fail_fast: options.fail_fast,
+        connect_first: true,
+        open_loop: options.rate.is_some(),
+        receive_buffer_bytes: None,
+    };
+    let threads = plan.thread_count();
+    let outcome = engine::run(&plan, control, |thread, connections| {
+        let schedule = schedule_of(options.rate, thread, threads);
+        Exchange::new(options.size_bytes, connections, schedule, None)
+    })?;
+    let report = Report::new(Kind::Rr, &plan, outcome)
+        .option("size_bytes", options.size_bytes)
+        .option("rate", options.rate);
+    Ok(report)
 }
 
-struct Load {
-    poll: Poll,
-    connections: Vec<Connection>,
-    message: Vec<u8>,
-    scratch: Vec<u8>,
-    latency_ns: Histogram<u64>,
-}
-
-struct Connection {
-    socket: Socket,
-    sent: usize,
-    received: usize,
-    asked_at: Instant,
-    waiting: bool,
-}
-
-impl Load {
-    fn connect(options: &Options) -> Result<Self> {
-        let poll = Poll::new()?;
-        let mut connections = Vec::with_capacity(options.connections);
-        for index in 0..options.connections {
-            let socket = options
-                .to
-                .start_connect()
-                .with_context(|| format!("connecting to {}", options.to))?;
-            if options.to.tcp().is_some() {
-                socket.set_tcp_nodelay(true)?;
-            }
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            poll.registry()
-                .register(&mut SourceFd(&socket.as_raw_fd()), Token(index), interest)?;
-            let asked_at = Instant::now();
-            connections.push(Connection {
-                socket,
-                sent: 0,
-                received: 0,
-                asked_at,
-                waiting: false,
-            });
-        }
-        let mut load = Self {
-            poll,
-            connections,
-            message: Pattern::new(options.size_bytes as u64).bytes(0, options.size_bytes),
-            scratch: vec![0; options.size_bytes],
-            latency_ns: Histogram::new_with_max(MAX_LATENCY_NS, LATENCY_DIGITS)?,
-        };
-        load.wait_connected(&options.to)?;
-        Ok(load)
-    }
-
-    fn wait_connected(&mut self, to: &Endpoint) -> Result<()> {
-        let deadline = Instant::now() + CONNECT_DEADLINE;
-        let mut events = Events::with_capacity(EVENTS);
-        let mut connected = vec![false; self.connections.len()];
-        let mut missing = connected.len();
-        while missing > 0 {
-            poll_until(&mut self.poll, &mut events, deadline)
-                .with_context(|| format!("{missing} connections to {to} not established"))?;
-            for event in events.iter().filter(|event| event.is_writable()) {
-                let Token(index) = event.token();
-                if let Some(error) = self.connections[index].socket.take_error()? {
-                    return Err(error).with_context(|| format!("connecting to {to}"));
-                }
-                if !std::mem::replace(&mut connected[index], true) {
-                    missing -= 1;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn exchange(&mut self, duration: Duration) -> Result<()> {
-        let stop_at = Instant::now() + duration;
-        let mut events = Events::with_capacity(EVENTS);
-        for index in 0..self.connections.len() {
-            self.ask(index)?;
-        }
-        let mut waiting = self.connections.len();
-        while waiting > 0 {
-            poll_until(&mut self.poll, &mut events, stop_at + DRAIN_DEADLINE)
-                .with_context(|| format!("{waiting} echoes never came"))?;
-            for event in &events {
-                let Token(index) = event.token();
-                if self.progress(index, stop_at)? {
-                    waiting -= 1;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn ask(&mut self, index: usize) -> Result<()> {
-        let connection = &mut self.connections[index];
-        connection.sent = 0;
-        connection.received = 0;
-        connection.waiting = true;
-        connection.asked_at = Instant::now();
-        connection.send(&self.message)
-    }
-
-    /// Moves one connection on; tells whether it has just finished for good.
-    fn progress(&mut self, index: usize, stop_at: Instant) -> Result<bool> {
-        let connection = &mut self.connections[index];
-        if !connection.waiting {
-            return Ok(false);
-        }
-        loop {
-            connection.send(&self.message)?;
-            let missing = self.message.len() - connection.received;
-            let read = match (&connection.socket).read(&mut self.scratch[..missing]) {
-                Ok(0) => bail!("connection {index} was closed by the other side"),
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error).with_context(|| format!("connection {index}")),
-            };
-            let expected = &self.message[connection.received..connection.received + read];
-            ensure!(
-                self.scratch[..read] == *expected,
-                "connection {index}: a wrong echo"
-            );
-            connection.received += read;
-            if connection.received < self.message.len() {
-                continue;
-            }
-            let now = Instant::now();
-            let latency = now.duration_since(connection.asked_at);
-            let latency_ns = u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS);
-            self.latency_ns.saturating_record(latency_ns);
-            connection.waiting = false;
-            if now >= stop_at {
-                return Ok(true);
-            }
-            connection.sent = 0;
-            connection.received = 0;
-            connection.waiting = true;
-            connection.asked_at = now;
-        }
-    }
-}
-
-impl Connection {
-    fn send(&mut self, message: &[u8]) -> Result<()> {
-        while self.sent < message.len() {
-            match (&self.socket).write(&message[self.sent..]) {
-                Ok(sent) => self.sent += sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).context("sending a request"),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Waits for events; an error if there is none before the deadline.
-pub(super) fn poll_until(poll: &mut Poll, events: &mut Events, deadline: Instant) -> Result<()> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match poll.poll(events, Some(left)) {
-            Ok(()) if !events.is_empty() => return Ok(()),
-            Ok(()) => bail!("nothing happened before the deadline"),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).context("epoll_wait"),
-        }
-    }
-}
-
-impl Report {
-    /// Echoes per second.
-    pub fn requests_per_second(&self) -> f64 {
-        self.requests as f64 / self.elapsed.as_secs_f64()
-    }
-
-    /// A latency quantile in microseconds.
-    pub fn quantile_us(&self, quantile: f64) -> f64 {
-        self.latency_ns.value_at_quantile(quantile) as f64 / 1e3
-    }
-
-    /// The report as one JSON object.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "to": self.options.to.to_string(),
-            "connections": self.options.connections,
-            "size_bytes": self.options.size_bytes,
-            "elapsed_seconds": self.elapsed.as_secs_f64(),
-            "requests": self.requests,
-            "requests_per_second": self.requests_per_second(),
-            "latency_p50_us": self.quantile_us(0.5),
-            "latency_p90_us": self.quantile_us(0.9),
-            "latency_p99_us": self.quantile_us(0.99),
-            "latency_p999_us": self.quantile_us(0.999),
-            "latency_max_us": self.latency_ns.max() as f64 / 1e3,
-        })
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} connections x {} B to {} for {:.1} s",
-            self.options.connections,
-            self.options.size_bytes,
-            self.options.to,
-            self.elapsed.as_secs_f64()
-        )?;
-        writeln!(
-            f,
-            "requests   {}  ({:.0}/s)",
-            self.requests,
-            self.requests_per_second()
-        )?;
-        write!(
-            f,
-            "latency us p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}",
-            self.quantile_us(0.5),
-            self.quantile_us(0.9),
-            self.quantile_us(0.99),
-            self.quantile_us(0.999),
-            self.latency_ns.max() as f64 / 1e3
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::servers::{Fault, Server};
-
-    fn options(to: Endpoint) -> Options {
-        Options {
-            to,
-            connections: 20,
-            size_bytes: 100,
-            duration: Duration::from_millis(100),
-        }
-    }
-
-    #[test]
-    fn every_request_to_an_echo_server_is_counted() {
-        let echo = Server::echo().start().unwrap();
-        let report = run(options(echo.endpoint().clone())).unwrap();
-        assert!(report.requests >= 20);
-        assert_eq!(echo.stats().accepted, 20);
-        // The server counts after it has sent, so the last echo may be here before its count.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while echo.stats().bytes_out != report.requests * 100 {
-            assert!(
-                Instant::now() < deadline,
-                "{} != {} * 100",
-                echo.stats().bytes_out,
-                report.requests
-            );
-            std::thread::yield_now();
-        }
-        assert_eq!(report.to_json()["requests"], report.requests);
-    }
-
-    #[test]
-    fn a_server_that_closes_fails_the_run() {
-        let closing = Server::faulty(Fault::AcceptThenClose).start().unwrap();
-        assert!(run(options(closing.endpoint().clone())).is_err());
-    }
+/// A rate must be above zero.
+pub(super) fn check_rate(rate: Option<f64>) -> Result<()> {
+    ensure!(
+        rate.is_none_or(|rate| rate.is_finite() && rate > 0.0),
+        "a rate is above 0 requests per second"
+    );
+    Ok(())
 }

@@ -19,18 +19,26 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
 use super::role::{Next, Role, role_of};
 use super::{Behaviour, Fault, Server, Shared};
 use crate::endpoint::Endpoint;
+use crate::pattern::Pattern;
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
 /// Most bytes read by one `recv`.
-const SCRATCH_BYTES: usize = 64 * 1024;
+const SCRATCH_BYTES: usize = 256 * 1024;
+/// Most bytes that one `send` of an endless source offers.
+const ENDLESS_BYTES: usize = 256 * 1024;
+/// Most bytes of a send queue that an idle connection keeps.
+const KEPT_BYTES: usize = 1024;
+/// How often a delaying server looks for what is due.
+const DELAY_TICK: Duration = Duration::from_millis(1);
 /// Steps (sends and receives) of one connection before the others get their turn.
 const STEPS_PER_TURN: usize = 16;
 /// Connections accepted before the others get their turn.
@@ -49,9 +57,20 @@ pub(super) struct EventLoop {
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     again: VecDeque<usize>,
-    scratch: Vec<u8>,
-    shared: Arc<Shared>,
+    tools: Tools,
     accept_more: bool,
+    /// Connections accepted so far.
+    accepted: u64,
+    /// The one standstill of a freezing server, as long as it is still to come.
+    freeze: Option<(u64, Duration)>,
+}
+
+/// What the connections of a server use in common.
+struct Tools {
+    scratch: Vec<u8>,
+    /// What an endless source sends.
+    endless: Vec<u8>,
+    shared: Arc<Shared>,
 }
 
 struct Connection {
@@ -62,6 +81,11 @@ struct Connection {
     finishing: bool,
     fin_sent: bool,
     peer_finished: bool,
+    /// Everything that had come was read; what comes later raises a new edge.
+    is_drained: bool,
+    /// The peer's FIN is known to have come; it stands behind the bytes that are to be read.
+    is_fin_announced: bool,
+    is_tcp: bool,
 }
 
 /// What becomes of a connection.
@@ -106,7 +130,16 @@ impl EventLoop {
         let waker = Waker::new(poll.registry(), WAKER)?;
         let interval = match &settings.behaviour {
             Behaviour::Faulty(Fault::Trickle { interval, .. }) => Some(*interval),
+            Behaviour::Faulty(Fault::Delay { .. }) => Some(DELAY_TICK),
             _ => None,
+        };
+        let freeze = match &settings.behaviour {
+            Behaviour::Faulty(Fault::Freeze { after_bytes, pause }) => Some((*after_bytes, *pause)),
+            _ => None,
+        };
+        let endless = match &settings.behaviour {
+            Behaviour::Blast => Pattern::new(0).bytes(0, ENDLESS_BYTES),
+            _ => Vec::new(),
         };
         let this = Self {
             poll,
@@ -117,9 +150,14 @@ impl EventLoop {
             connections: Vec::new(),
             free: Vec::new(),
             again: VecDeque::new(),
-            scratch: vec![0; SCRATCH_BYTES],
-            shared,
+            tools: Tools {
+                scratch: vec![0; SCRATCH_BYTES],
+                endless,
+                shared,
+            },
             accept_more: false,
+            accepted: 0,
+            freeze,
         };
         Ok((this, waker, endpoint))
     }
@@ -128,7 +166,7 @@ impl EventLoop {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         let mut next_tick = self.interval.map(|interval| Instant::now() + interval);
-        while !self.shared.is_stopping() {
+        while !self.tools.shared.is_stopping() {
             let timeout = self.timeout(next_tick);
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
@@ -142,7 +180,7 @@ impl EventLoop {
                 match event.token() {
                     LISTENER => self.accept(),
                     WAKER => {}
-                    Token(slot) => self.serve(slot),
+                    Token(slot) => self.ready(slot, event.is_read_closed()),
                 }
             }
             for _ in 0..self.again.len() {
@@ -186,12 +224,14 @@ impl EventLoop {
     }
 
     fn open(&mut self, socket: Socket) {
-        count(&self.shared.counters.accepted, 1);
+        count(&self.tools.shared.counters.accepted, 1);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             self.connections.len() - 1
         });
-        let mut connection = Connection::new(socket, role_of(&self.settings.behaviour));
+        let role = role_of(&self.settings.behaviour, self.accepted);
+        self.accepted += 1;
+        let mut connection = Connection::new(socket, role);
         let first = connection.start(&self.poll, Token(slot), self.endpoint.tcp().is_some());
         self.connections[slot] = Some(connection);
         self.settle(slot, first);
@@ -200,12 +240,27 @@ impl EventLoop {
         }
     }
 
+    /// There is news of this connection.
+    fn ready(&mut self, slot: usize, is_read_closed: bool) {
+        if let Some(Some(connection)) = self.connections.get_mut(slot) {
+            connection.is_drained = false;
+            connection.is_fin_announced |= is_read_closed;
+        }
+        self.serve(slot);
+        if let Some((after_bytes, pause)) = self.freeze
+            && self.tools.shared.counters.bytes_in.load(Ordering::Relaxed) >= after_bytes
+        {
+            self.freeze = None;
+            std::thread::sleep(pause);
+        }
+    }
+
     fn serve(&mut self, slot: usize) {
         // An event of a connection that ended earlier in this turn finds its slot empty.
         let Some(Some(connection)) = self.connections.get_mut(slot) else {
             return;
         };
-        let verdict = connection.serve(&mut self.scratch, &self.shared);
+        let verdict = connection.serve(&mut self.tools);
         self.settle(slot, verdict);
     }
 
@@ -228,17 +283,17 @@ impl EventLoop {
             return;
         };
         if verdict == Verdict::Failed {
-            count(&self.shared.counters.resets_seen, 1);
+            count(&self.tools.shared.counters.resets_seen, 1);
         }
         if let Some(report) = connection.role.report(verdict == Verdict::Close) {
-            let mut finished = self.shared.finished();
+            let mut finished = self.tools.shared.finished();
             if finished.len() < MAX_REPORTS {
                 finished.push(report);
             }
         }
         drop(connection);
         self.free.push(slot);
-        count(&self.shared.counters.closed, 1);
+        count(&self.tools.shared.counters.closed, 1);
     }
 
     fn tick(&mut self) {
@@ -270,6 +325,9 @@ impl Connection {
             finishing: false,
             fin_sent: false,
             peer_finished: false,
+            is_drained: false,
+            is_fin_announced: false,
+            is_tcp: true,
         }
     }
 
@@ -282,6 +340,7 @@ impl Connection {
         if registered.is_err() {
             return Verdict::Failed;
         }
+        self.is_tcp = is_tcp;
         if is_tcp {
             // A connection that is reset already refuses options; reading it will tell.
             let _ = self.socket.set_tcp_nodelay(true);
@@ -291,9 +350,9 @@ impl Connection {
     }
 
     /// Sends and receives until nothing moves or the turn's share is used up.
-    fn serve(&mut self, scratch: &mut [u8], shared: &Shared) -> Verdict {
+    fn serve(&mut self, tools: &mut Tools) -> Verdict {
         for _ in 0..STEPS_PER_TURN {
-            let moved = match self.step(scratch, shared) {
+            let moved = match self.step(tools) {
                 Ok(moved) => moved,
                 Err(verdict) => return verdict,
             };
@@ -308,9 +367,11 @@ impl Connection {
     }
 
     /// One round of send, produce and receive. Tells whether anything moved.
-    fn step(&mut self, scratch: &mut [u8], shared: &Shared) -> Result<bool, Verdict> {
-        let mut moved = self.send(shared)?;
-        if self.out.is_empty() && !self.finishing {
+    fn step(&mut self, tools: &mut Tools) -> Result<bool, Verdict> {
+        let mut moved = self.send(&tools.shared)?;
+        if self.role.is_endless() {
+            moved |= self.send_endless(tools)?;
+        } else if self.out.is_empty() && !self.finishing {
             let next = self.role.produce(&mut self.out);
             moved |= !self.out.is_empty() || next != Next::Continue;
             if let Some(verdict) = self.obey(next) {
@@ -318,8 +379,9 @@ impl Connection {
             }
         }
         // Reading only while nothing waits to be sent bounds the queue.
-        if self.out.is_empty() && self.role.reads() && !self.peer_finished {
-            moved |= self.receive(scratch, shared)?;
+        let may_read = self.out.is_empty() && self.role.reads();
+        if may_read && !self.peer_finished && !self.is_drained {
+            moved |= self.receive(tools)?;
         }
         if self.out.is_empty() && self.finishing && !self.fin_sent {
             self.fin_sent = true;
@@ -338,9 +400,10 @@ impl Connection {
                 count(&shared.counters.bytes_out, sent as u64);
                 self.out_sent += sent;
                 if self.out_sent == self.out.len() {
-                    // An idle connection must not keep the buffer of its busiest moment.
-                    self.out = Vec::new();
+                    self.out.clear();
                     self.out_sent = 0;
+                    // An idle connection must not keep the buffer of its busiest moment.
+                    self.out.shrink_to(KEPT_BYTES);
                 }
                 Ok(true)
             }
@@ -349,19 +412,50 @@ impl Connection {
         }
     }
 
-    fn receive(&mut self, scratch: &mut [u8], shared: &Shared) -> Result<bool, Verdict> {
-        match (&self.socket).read(scratch) {
+    /// Sends the same bytes over and over; where in them it is does not matter.
+    fn send_endless(&mut self, tools: &Tools) -> Result<bool, Verdict> {
+        match (&self.socket).write(&tools.endless) {
+            Ok(sent) => {
+                count(&tools.shared.counters.bytes_out, sent as u64);
+                Ok(true)
+            }
+            Err(error) if is_not_now(&error) => Ok(false),
+            Err(_) => Err(Verdict::Failed),
+        }
+    }
+
+    fn receive(&mut self, tools: &mut Tools) -> Result<bool, Verdict> {
+        let scratch = &mut tools.scratch[..];
+        let discards = self.role.discards() && self.is_tcp;
+        let received = if discards {
+            recv(&self.socket, scratch, RecvFlags::TRUNC)
+                .map(|(_, received)| received)
+                .map_err(io::Error::from)
+        } else {
+            (&self.socket).read(scratch)
+        };
+        match received {
             Ok(0) => {
                 self.peer_finished = true;
-                let next = self.role.peer_finished();
+                let next = self.role.peer_finished(&mut self.out);
                 self.obey(next).map_or(Ok(true), Err)
             }
             Ok(received) => {
-                count(&shared.counters.bytes_in, received as u64);
-                let next = self.role.received(&scratch[..received], &mut self.out);
+                count(&tools.shared.counters.bytes_in, received as u64);
+                // A short read has emptied the socket, see epoll(7): no further one to hear EAGAIN.
+                self.is_drained = received < tools.scratch.len() && !self.is_fin_announced;
+                if discards {
+                    return Ok(true);
+                }
+                let next = self
+                    .role
+                    .received(&tools.scratch[..received], &mut self.out);
                 self.obey(next).map_or(Ok(true), Err)
             }
-            Err(error) if is_not_now(&error) => Ok(false),
+            Err(error) if is_not_now(&error) => {
+                self.is_drained = true;
+                Ok(false)
+            }
             Err(_) => Err(Verdict::Failed),
         }
     }

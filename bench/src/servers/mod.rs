@@ -33,10 +33,14 @@ use mio::Waker;
 pub use dead::{Blackhole, RefusedPort};
 
 use crate::endpoint::Endpoint;
+use crate::pin;
 use event_loop::EventLoop;
 
 /// Accept queue of a server that is not told otherwise: bursts of a thousand connects must fit.
 const DEFAULT_BACKLOG: i32 = 4096;
+
+/// Length of the answer of a digest sink: a SHA-256.
+pub const DIGEST_BYTES: usize = 32;
 
 /// What a server does with each connection.
 #[derive(Clone, Debug)]
@@ -55,6 +59,14 @@ pub enum Behaviour {
         /// Which; see [`crate::pattern::Pattern`].
         seed: u64,
     },
+    /// Reads everything and has the kernel drop it (`MSG_TRUNC`), answers FIN with FIN: the cheapest
+    /// sink. On unix sockets it reads like [`Behaviour::Sink`].
+    Discard,
+    /// Reads everything; answers FIN with the SHA-256 of it and FIN.
+    Digest,
+    /// Sends the same bytes again and again for as long as the client stays, and reads and drops
+    /// what it receives: the cheapest source, and a full-duplex load.
+    Blast,
     /// Answers HTTP/1.1 requests with its own name, in the body and in the header `x-server`.
     Http {
         /// The name.
@@ -62,6 +74,11 @@ pub enum Behaviour {
     },
     /// Misbehaves.
     Faulty(Fault),
+    /// Misbehaves in another way on each connection, drawn from this seed.
+    FaultyMix {
+        /// Connection `n` of two servers with one seed misbehaves alike.
+        seed: u64,
+    },
 }
 
 /// Ways to misbehave.
@@ -95,6 +112,23 @@ pub enum Fault {
     },
     /// Closes (FIN) at once.
     AcceptThenClose,
+    /// Echoes, each piece this much later (to about a millisecond).
+    Delay {
+        /// How much.
+        delay: Duration,
+    },
+    /// Echoes; once, the whole server stands still.
+    Freeze {
+        /// After so many bytes received over all connections.
+        after_bytes: u64,
+        /// For how long.
+        pause: Duration,
+    },
+    /// Echoes with one bit of one byte wrong.
+    Corrupt {
+        /// Which byte of each connection, from 0.
+        at: u64,
+    },
 }
 
 /// A server that is not started yet.
@@ -105,6 +139,7 @@ pub struct Server {
     backlog: i32,
     receive_buffer_bytes: Option<usize>,
     send_buffer_bytes: Option<usize>,
+    cpu: Option<usize>,
 }
 
 impl Server {
@@ -116,6 +151,7 @@ impl Server {
             backlog: DEFAULT_BACKLOG,
             receive_buffer_bytes: None,
             send_buffer_bytes: None,
+            cpu: None,
         }
     }
 
@@ -132,6 +168,21 @@ impl Server {
     /// See [`Behaviour::Sink`], with hashing.
     pub fn hashing_sink() -> Self {
         Self::new(Behaviour::Sink { hash: true })
+    }
+
+    /// See [`Behaviour::Discard`].
+    pub fn discard() -> Self {
+        Self::new(Behaviour::Discard)
+    }
+
+    /// See [`Behaviour::Digest`].
+    pub fn digest() -> Self {
+        Self::new(Behaviour::Digest)
+    }
+
+    /// See [`Behaviour::Blast`].
+    pub fn blast() -> Self {
+        Self::new(Behaviour::Blast)
     }
 
     /// See [`Behaviour::Source`].
@@ -173,13 +224,30 @@ impl Server {
         self
     }
 
+    /// Binds the server's thread to this CPU.
+    pub fn cpu(mut self, cpu: usize) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
     /// Binds, listens and starts the thread. Clients may connect as soon as it returns.
     pub fn start(self) -> io::Result<Handle> {
         let shared = Arc::new(Shared::default());
+        let cpu = self.cpu;
         let (event_loop, waker, endpoint) = EventLoop::new(self, Arc::clone(&shared))?;
+        let (pinned, is_pinned) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("bench-server".into())
-            .spawn(|| event_loop.run())?;
+            .spawn(move || {
+                let result = cpu.map_or(Ok(()), pin::this_thread);
+                let is_ready = result.is_ok();
+                // The one who waits for it is in the call that made this thread.
+                let _ = pinned.send(result);
+                if is_ready {
+                    event_loop.run();
+                }
+            })?;
+        is_pinned.recv().map_err(io::Error::other)??;
         Ok(Handle {
             endpoint,
             shared,

@@ -2,11 +2,14 @@
 //!
 //! The event loop calls a role; a role never blocks and never sees a file descriptor.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use sha2::{Digest, Sha256};
 
 use super::http::HttpRole;
 use super::{Behaviour, Fault, Finished};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, Random};
 
 /// Most that a role produces at a time, in bytes. Bounds a connection's memory.
 const PRODUCE_BYTES: usize = 64 * 1024;
@@ -35,7 +38,7 @@ pub(super) trait Role: Send {
     fn received(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Next;
 
     /// The peer sent FIN.
-    fn peer_finished(&mut self) -> Next {
+    fn peer_finished(&mut self, _out: &mut Vec<u8>) -> Next {
         Next::Finish
     }
 
@@ -52,14 +55,24 @@ pub(super) trait Role: Send {
         true
     }
 
+    /// Whether the event loop is to send its own bytes, without end, instead of the role's.
+    fn is_endless(&self) -> bool {
+        false
+    }
+
+    /// Whether what comes may be dropped unseen: [`Role::received`] is not called then.
+    fn discards(&self) -> bool {
+        false
+    }
+
     /// What is to be reported after the end.
     fn report(&mut self, _clean: bool) -> Option<Finished> {
         None
     }
 }
 
-/// The role that a new connection of this behaviour plays.
-pub(super) fn role_of(behaviour: &Behaviour) -> Box<dyn Role> {
+/// The role that connection `index` of this behaviour plays.
+pub(super) fn role_of(behaviour: &Behaviour, index: u64) -> Box<dyn Role> {
     match behaviour {
         Behaviour::Echo => Box::new(Echo { limit: None }),
         Behaviour::Sink { hash } => Box::new(Sink {
@@ -72,7 +85,27 @@ pub(super) fn role_of(behaviour: &Behaviour) -> Box<dyn Role> {
             bytes: *bytes,
         }),
         Behaviour::Http { name } => Box::new(HttpRole::new(name)),
+        Behaviour::Discard => Box::new(Discard { is_endless: false }),
+        Behaviour::Blast => Box::new(Discard { is_endless: true }),
+        Behaviour::Digest => Box::new(DigestSink(Sha256::new())),
         Behaviour::Faulty(fault) => faulty(fault),
+        Behaviour::FaultyMix { seed } => faulty(&drawn_fault(*seed, index)),
+    }
+}
+
+/// The fault of connection `index` of a mixed server. Only faults that can be told apart from a
+/// correct server within a second, and that need no timer.
+fn drawn_fault(seed: u64, index: u64) -> Fault {
+    const BYTES_MAX: u64 = 4096;
+    let mut random = Random::new(Random::new(seed).next_u64().wrapping_add(index));
+    let bytes = random.below(BYTES_MAX);
+    match random.below(6) {
+        0 => Fault::NeverRead,
+        1 => Fault::ResetAfter { bytes },
+        2 => Fault::HalfCloseEarly,
+        3 => Fault::AcceptThenClose,
+        4 => Fault::Stall { after_bytes: bytes },
+        _ => Fault::Corrupt { at: bytes },
     }
 }
 
@@ -90,6 +123,13 @@ fn faulty(fault: &Fault) -> Box<dyn Role> {
             limit: Some(*after_bytes),
         }),
         Fault::Banner { text } => Box::new(Banner { text: text.clone() }),
+        Fault::Delay { delay } => Box::new(Delay {
+            delay: *delay,
+            pieces: VecDeque::new(),
+        }),
+        // The event loop stands still, not the role.
+        Fault::Freeze { .. } => Box::new(Echo { limit: None }),
+        Fault::Corrupt { at } => Box::new(Corrupt { until: Some(*at) }),
     }
 }
 
@@ -154,7 +194,7 @@ impl Role for Source {
     }
 
     /// The client's FIN does not end the stream: half-close is what this server is for.
-    fn peer_finished(&mut self) -> Next {
+    fn peer_finished(&mut self, _out: &mut Vec<u8>) -> Next {
         Next::Continue
     }
 
@@ -171,6 +211,47 @@ impl Role for Source {
         self.pattern.fill(self.sent, &mut out[start..]);
         self.sent += take as u64;
         Next::Continue
+    }
+}
+
+/// Drops everything unseen; endless or not, the event loop does the work.
+struct Discard {
+    is_endless: bool,
+}
+
+impl Role for Discard {
+    fn received(&mut self, _bytes: &[u8], _out: &mut Vec<u8>) -> Next {
+        Next::Continue
+    }
+
+    fn peer_finished(&mut self, _out: &mut Vec<u8>) -> Next {
+        if self.is_endless {
+            Next::Continue
+        } else {
+            Next::Finish
+        }
+    }
+
+    fn is_endless(&self) -> bool {
+        self.is_endless
+    }
+
+    fn discards(&self) -> bool {
+        true
+    }
+}
+
+struct DigestSink(Sha256);
+
+impl Role for DigestSink {
+    fn received(&mut self, bytes: &[u8], _out: &mut Vec<u8>) -> Next {
+        self.0.update(bytes);
+        Next::Continue
+    }
+
+    fn peer_finished(&mut self, out: &mut Vec<u8>) -> Next {
+        out.extend_from_slice(&self.0.finalize_reset());
+        Next::Finish
     }
 }
 
@@ -258,16 +339,65 @@ impl Role for Banner {
     }
 }
 
+/// Echoes each piece some time after it came.
+struct Delay {
+    delay: Duration,
+    pieces: VecDeque<(Instant, Vec<u8>)>,
+}
+
+impl Role for Delay {
+    fn received(&mut self, bytes: &[u8], _out: &mut Vec<u8>) -> Next {
+        let due = Instant::now() + self.delay;
+        self.pieces.push_back((due, bytes.to_vec()));
+        Next::Continue
+    }
+
+    fn tick(&mut self, out: &mut Vec<u8>) {
+        let now = Instant::now();
+        while self.pieces.front().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, bytes)) = self.pieces.pop_front()
+        {
+            out.extend_from_slice(&bytes);
+        }
+    }
+}
+
+/// Echoes; flips the lowest bit of one byte.
+struct Corrupt {
+    /// Bytes before it; none: it is over.
+    until: Option<u64>,
+}
+
+impl Role for Corrupt {
+    fn received(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Next {
+        let start = out.len();
+        out.extend_from_slice(bytes);
+        if let Some(until) = self.until {
+            self.until = until.checked_sub(bytes.len() as u64);
+            if let Some(byte) = usize::try_from(until)
+                .ok()
+                .and_then(|until| out.get_mut(start + until))
+            {
+                *byte ^= 1;
+            }
+        }
+        Next::Continue
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_source_sends_exactly_its_bytes_and_then_finishes() {
-        let mut role = role_of(&Behaviour::Source {
-            bytes: PRODUCE_BYTES as u64 + 10,
-            seed: 3,
-        });
+        let mut role = role_of(
+            &Behaviour::Source {
+                bytes: PRODUCE_BYTES as u64 + 10,
+                seed: 3,
+            },
+            0,
+        );
         let mut out = Vec::new();
         assert_eq!(role.produce(&mut out), Next::Continue);
         assert_eq!(role.produce(&mut out), Next::Continue);
@@ -278,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_stalling_echo_stops_reading_at_its_limit() {
-        let mut role = role_of(&Behaviour::Faulty(Fault::Stall { after_bytes: 3 }));
+        let mut role = role_of(&Behaviour::Faulty(Fault::Stall { after_bytes: 3 }), 0);
         let mut out = Vec::new();
         role.received(b"ab", &mut out);
         assert!(role.reads());
@@ -289,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_reset_comes_with_the_last_byte() {
-        let mut role = role_of(&Behaviour::Faulty(Fault::ResetAfter { bytes: 3 }));
+        let mut role = role_of(&Behaviour::Faulty(Fault::ResetAfter { bytes: 3 }), 0);
         let mut out = Vec::new();
         assert_eq!(role.opened(&mut out), Next::Continue);
         assert_eq!(role.received(b"ab", &mut out), Next::Continue);
