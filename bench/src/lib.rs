@@ -10,6 +10,7 @@
 //! * [`endpoint`]: `ip:port` or `unix:/path`.
 //! * [`limits`]: room for file descriptors.
 //! * [`pin`]: a thread's CPU.
+//! * [`report`]: what comes of a load, as JSON, as text, and several of them merged.
 //! * [`signals`]: to processes that a test started.
 
 pub mod endpoint;
@@ -17,5 +18,6 @@ pub mod limits;
 pub mod load;
 pub mod pattern;
 pub mod pin;
+pub mod report;
 pub mod servers;
 pub mod signals;

@@ -407,6 +407,7 @@ impl<W: Workload> Worker<'_, W> {
     }
 
     fn wait(&mut self, until: Instant, context: &mut Context) -> Result<usize> {
+        let until = until.min(context.now + SLEEP_MAX);
         let events = self.pool.wait(until).context("epoll_wait")?;
         context.now = Instant::now();
         context.tally.publish_if_due(self.control, context.now);

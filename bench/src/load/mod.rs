@@ -1,7 +1,8 @@
 //! Load: what connects to a proxy, or to a server directly, to compare.
 //!
 //! Each kind is a module with an `Options` and a `run` that takes them and a [`Control`] and returns
-//! a [`Report`]: [`rr`], [`crr`], [`bulk`], [`mixed`]. What they share is the engine:
+//! a [`Report`]: [`rr`], [`crr`], [`bulk`], [`idle`], [`mixed`],
+//! [`slow`]. What they share is the engine:
 //! threads with one epoll set each, connections that are opened again when they fail, the common
 //! start, the end and the counting.
 
@@ -21,6 +22,7 @@ pub mod crr;
 pub mod idle;
 pub mod mixed;
 pub mod rr;
+pub mod slow;
 
 pub use control::{Control, Snapshot};
 pub use report::{Kind, Rates, Report};

@@ -128,6 +128,20 @@ impl Report {
 }
 
 impl Kind {
+    const ALL: [Kind; 6] = [
+        Kind::Rr,
+        Kind::Crr,
+        Kind::Bulk,
+        Kind::Idle,
+        Kind::Mixed,
+        Kind::Slow,
+    ];
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Its name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {

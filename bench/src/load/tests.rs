@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::bulk::{self, Direction};
 use super::crr::{self, Close};
-use super::{Control, mixed, rr};
+use super::{Control, mixed, rr, slow};
 use crate::endpoint::Endpoint;
 use crate::servers::{Fault, Handle, Server};
 
@@ -192,4 +192,23 @@ fn nobody_there_is_an_error_of_its_kind() {
         report.errors.keys().collect::<Vec<_>>(),
         ["connect: connection refused"]
     );
+}
+
+#[test]
+fn slow_readers_read_at_their_rate_whatever_is_offered() {
+    let blast = Server::blast().start().unwrap();
+    let options = slow::Options {
+        to: blast.endpoint().clone(),
+        connections: 5,
+        threads: 2,
+        duration: Duration::from_millis(500),
+        bytes_per_second: 50_000.0,
+        receive_buffer_bytes: Some(16 * 1024),
+        ..slow::Options::default()
+    };
+    let report = slow::run(&options, &Control::new()).unwrap();
+    // At most the rate times the time; a loaded machine may read less, but something.
+    let most = 5.0 * 50_000.0 * report.elapsed.as_secs_f64();
+    assert!(report.bytes_received > 0 && report.bytes_received as f64 <= most);
+    assert_eq!(report.errors, [].into());
 }

@@ -1,0 +1,298 @@
+//! A report on disk and on the screen: one JSON object, a table, HdrHistogram's percentile text; and
+//! several reports made one.
+//!
+//! The JSON holds the whole histograms (HdrHistogram V2, compressed, base64), so what is read back
+//! is what was measured, and reports of several machines add up exactly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::load::{Kind, Rates, Report};
+
+/// What marks a file as ours; a change of meaning changes it.
+const FORMAT: &str = "corelay-bench report 1";
+/// The quantiles of every table, with their names.
+pub const QUANTILES: [(&str, f64); 4] =
+    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+/// Lines per halving of what is left to 100 % in the percentile text.
+const TICKS_PER_HALF: u32 = 5;
+
+const NS_PER_US: f64 = 1e3;
+const NS_PER_MS: f64 = 1e6;
+
+/// The file.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    format: String,
+    kind: String,
+    target: String,
+    options: Map<String, Value>,
+    elapsed_seconds: f64,
+    operations: u64,
+    operations_per_second: f64,
+    bytes_sent: u64,
+    bytes_sent_per_second: f64,
+    bytes_received: u64,
+    bytes_received_per_second: f64,
+    errors: BTreeMap<String, u64>,
+    service: Latency,
+    /// Open loop only.
+    intended: Option<Latency>,
+}
+
+/// A histogram; the numbers beside it are for people and scripts.
+#[derive(Serialize, Deserialize)]
+struct Latency {
+    count: u64,
+    mean_us: f64,
+    p50_us: f64,
+    p90_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    max_us: f64,
+    /// Nanoseconds; HdrHistogram V2, compressed, base64.
+    histogram: String,
+}
+
+impl Report {
+    /// The report as one JSON object.
+    pub fn to_json(&self) -> Value {
+        let record = Record {
+            format: FORMAT.to_owned(),
+            kind: self.kind.name().to_owned(),
+            target: self.target.clone(),
+            options: self.options.clone(),
+            elapsed_seconds: self.elapsed.as_secs_f64(),
+            operations: self.operations,
+            operations_per_second: self.rates.operations,
+            bytes_sent: self.bytes_sent,
+            bytes_sent_per_second: self.rates.bytes_sent,
+            bytes_received: self.bytes_received,
+            bytes_received_per_second: self.rates.bytes_received,
+            errors: self.errors.clone(),
+            service: Latency::of(&self.service_ns),
+            intended: self.intended_ns.as_ref().map(Latency::of),
+        };
+        serde_json::to_value(record).expect("a record is plain values")
+    }
+
+    /// Reads what [`Report::to_json`] wrote. Fails on anything else.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let record: Record = serde_json::from_str(text).context("not a report")?;
+        ensure!(
+            record.format == FORMAT,
+            "a report of the format {:?}; this program reads {FORMAT:?}",
+            record.format
+        );
+        let kind = Kind::from_name(&record.kind)
+            .with_context(|| format!("a report of the unknown kind {:?}", record.kind))?;
+        Ok(Report {
+            kind,
+            target: record.target,
+            options: record.options,
+            elapsed: Duration::try_from_secs_f64(record.elapsed_seconds)
+                .context("elapsed_seconds")?,
+            operations: record.operations,
+            errors: record.errors,
+            bytes_sent: record.bytes_sent,
+            bytes_received: record.bytes_received,
+            rates: Rates {
+                operations: record.operations_per_second,
+                bytes_sent: record.bytes_sent_per_second,
+                bytes_received: record.bytes_received_per_second,
+            },
+            service_ns: record.service.histogram().context("service")?,
+            intended_ns: match record.intended {
+                Some(latency) => Some(latency.histogram().context("intended")?),
+                None => None,
+            },
+        })
+    }
+
+    /// One report of several that ran at the same time: counts, histograms and rates are sums, the
+    /// time is the longest. Options that differ are listed. Fails if the kinds differ, or if some
+    /// ran an open loop and others did not.
+    pub fn merge(reports: Vec<Report>) -> Result<Report> {
+        let mut reports = reports.into_iter();
+        let mut sum = reports.next().context("nothing to merge")?;
+        let mut targets = BTreeSet::from([sum.target.clone()]);
+        let mut options = vec![std::mem::take(&mut sum.options)];
+        for report in reports {
+            ensure!(
+                report.kind == sum.kind,
+                "a report of {} and one of {} make no sum",
+                sum.kind.name(),
+                report.kind.name()
+            );
+            targets.insert(report.target);
+            options.push(report.options);
+            sum.elapsed = sum.elapsed.max(report.elapsed);
+            sum.operations += report.operations;
+            sum.bytes_sent += report.bytes_sent;
+            sum.bytes_received += report.bytes_received;
+            sum.rates.operations += report.rates.operations;
+            sum.rates.bytes_sent += report.rates.bytes_sent;
+            sum.rates.bytes_received += report.rates.bytes_received;
+            for (kind, times) in report.errors {
+                *sum.errors.entry(kind).or_default() += times;
+            }
+            sum.service_ns.add(&report.service_ns)?;
+            match (&mut sum.intended_ns, &report.intended_ns) {
+                (Some(sum), Some(part)) => sum.add(part)?,
+                (None, None) => {}
+                _ => bail!("an open loop and a closed one make no sum"),
+            }
+        }
+        sum.target = targets.into_iter().collect::<Vec<_>>().join(", ");
+        sum.options = merge_options(options);
+        Ok(sum)
+    }
+
+    /// The report for a person.
+    pub fn to_table(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_table(&mut text);
+        text
+    }
+
+    fn write_table(&self, text: &mut String) -> std::fmt::Result {
+        let elapsed = self.elapsed.as_secs_f64();
+        writeln!(
+            text,
+            "{} to {}, {elapsed:.1} s",
+            self.kind.name(),
+            self.target
+        )?;
+        let rate = self.rates.operations;
+        writeln!(text, "operations {:>14}   {rate:>14.1} /s", self.operations)?;
+        for (name, bytes, rate) in [
+            ("sent", self.bytes_sent, self.rates.bytes_sent),
+            ("received", self.bytes_received, self.rates.bytes_received),
+        ] {
+            writeln!(text, "{name:<10} {bytes:>14} B {:>14.1} MB/s", rate / 1e6)?;
+        }
+        for (kind, times) in &self.errors {
+            writeln!(text, "error      {times:>14}   {kind}")?;
+        }
+        if self.latency_ns().is_empty() {
+            return Ok(());
+        }
+        write!(text, "{:<22}", "latency, us")?;
+        for (name, _) in QUANTILES {
+            write!(text, "{name:>11}")?;
+        }
+        writeln!(text, "{:>11}", "max")?;
+        if let Some(intended_ns) = &self.intended_ns {
+            write_latency(text, "from intended time", intended_ns)?;
+        }
+        write_latency(text, "service time", &self.service_ns)
+    }
+
+    /// Writes HdrHistogram's percentile text, in milliseconds, of [`Report::latency_ns`].
+    pub fn write_hgrm(&self, out: &mut impl Write) -> io::Result<()> {
+        let histogram = self.latency_ns();
+        writeln!(
+            out,
+            "       Value     Percentile TotalCount 1/(1-Percentile)\n"
+        )?;
+        let mut total = 0;
+        for step in histogram.iter_quantiles(TICKS_PER_HALF) {
+            total += step.count_since_last_iteration();
+            let value_ms = step.value_iterated_to() as f64 / NS_PER_MS;
+            let quantile = step.quantile_iterated_to();
+            write!(out, "{value_ms:12.6} {quantile:14.12} {total:10}")?;
+            if quantile < 1.0 {
+                writeln!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
+            } else {
+                writeln!(out)?;
+            }
+        }
+        writeln!(
+            out,
+            "#[Mean    = {:12.3}, StdDeviation   = {:12.3}]",
+            histogram.mean() / NS_PER_MS,
+            histogram.stdev() / NS_PER_MS
+        )?;
+        writeln!(
+            out,
+            "#[Max     = {:12.3}, Total count    = {:12}]",
+            histogram.max() as f64 / NS_PER_MS,
+            histogram.len()
+        )
+    }
+}
+
+fn write_latency(text: &mut String, name: &str, histogram: &Histogram<u64>) -> std::fmt::Result {
+    write!(text, "{name:<22}")?;
+    for (_, quantile) in QUANTILES {
+        write!(text, "{:>11.1}", microseconds(histogram, quantile))?;
+    }
+    writeln!(text, "{:>11.1}", histogram.max() as f64 / NS_PER_US)
+}
+
+/// Options on which all agree stay; the others become the list of what each had.
+fn merge_options(all: Vec<Map<String, Value>>) -> Map<String, Value> {
+    let names: BTreeSet<&String> = all.iter().flat_map(Map::keys).collect();
+    let mut merged = Map::new();
+    for name in names {
+        let values: Vec<Value> = all
+            .iter()
+            .map(|options| options.get(name).cloned().unwrap_or_default())
+            .collect();
+        let agreed = values.iter().all(|value| *value == values[0]);
+        let value = if agreed {
+            values[0].clone()
+        } else {
+            Value::Array(values)
+        };
+        merged.insert(name.clone(), value);
+    }
+    merged
+}
+
+/// A quantile of a histogram of nanoseconds, in microseconds.
+pub fn microseconds(histogram_ns: &Histogram<u64>, quantile: f64) -> f64 {
+    histogram_ns.value_at_quantile(quantile) as f64 / NS_PER_US
+}
+
+impl Latency {
+    fn of(histogram_ns: &Histogram<u64>) -> Self {
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new()
+            .serialize(histogram_ns, &mut bytes)
+            .expect("a histogram fits into memory");
+        let us = |quantile| microseconds(histogram_ns, quantile);
+        Self {
+            count: histogram_ns.len(),
+            mean_us: histogram_ns.mean() / NS_PER_US,
+            p50_us: us(0.5),
+            p90_us: us(0.9),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            max_us: histogram_ns.max() as f64 / NS_PER_US,
+            histogram: BASE64.encode(bytes),
+        }
+    }
+
+    fn histogram(&self) -> Result<Histogram<u64>> {
+        let bytes = BASE64.decode(&self.histogram).context("not base64")?;
+        let read: Histogram<u64> = Deserializer::new()
+            .deserialize(&mut io::Cursor::new(bytes))
+            .map_err(|error| anyhow::anyhow!("not a histogram: {error}"))?;
+        // Into our own bounds, so that any two can be added.
+        let mut histogram = crate::load::histogram();
+        histogram.add(&read).context("another unit or range")?;
+        Ok(histogram)
+    }
+}
