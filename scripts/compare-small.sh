@@ -106,9 +106,10 @@ for ((round = 0; round <= rounds; round++)); do
     for index in "${!names[@]}"; do
         before=$(ticks_of "${groups[index]}")
         result=$(taskset -c 0 $bin/corelay-bench rr --to "127.0.0.1:${ports[index]}" \
-            --connections "$connections" --size "$bytes" --seconds "$seconds" --json)
+            --connections "$connections" --size "$bytes" --duration "${seconds}s" --fail-fast --json - \
+            2>"$work/load") || { cat "$work/load" >&2; exit 1; }
         after=$(ticks_of "${groups[index]}")
-        requests=$(sed -E 's/.*"requests": ?([0-9]+).*/\1/' <<<"$result" | tr -d '\n ' | grep -oE '[0-9]+' | head -1)
+        requests=$(sed -E 's/.*"operations":([0-9]+).*/\1/' <<<"$result")
         # The first round warms up.
         if ((round > 0)); then
             echo "$round ${names[index]} $requests $(((after - before) * us_per_tick))" >>"$work/results"

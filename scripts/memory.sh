@@ -75,7 +75,7 @@ anonymous_bytes() { # pid
 measure() { # name pid port
     local name=$1 process=$2 port=$3 before after holder each
     before=$(anonymous_bytes "$process")
-    "$bench" idle --to "127.0.0.1:$port" --connections "$connections" --hold-seconds 600 \
+    "$bench" idle --to "127.0.0.1:$port" --connections "$connections" --duration 10min \
         >"$work/$name.idle" 2>&1 &
     holder=$!
     started+=("$holder")

@@ -10,6 +10,7 @@
 //! * [`endpoint`]: `ip:port` or `unix:/path`.
 //! * [`limits`]: room for file descriptors.
 //! * [`pin`]: a thread's CPU.
+//! * `plot`, `progress`: charts of reports, and the line on the terminal (feature `cli`).
 //! * [`report`]: what comes of a load, as JSON, as text, and several of them merged.
 //! * [`signals`]: to processes that a test started.
 
@@ -18,6 +19,10 @@ pub mod limits;
 pub mod load;
 pub mod pattern;
 pub mod pin;
+#[cfg(feature = "cli")]
+pub mod plot;
+#[cfg(feature = "cli")]
+pub mod progress;
 pub mod report;
 pub mod servers;
 pub mod signals;

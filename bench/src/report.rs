@@ -296,3 +296,134 @@ impl Latency {
         Ok(histogram)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(latencies_us: &[u64], rate: f64) -> Report {
+        let mut service_ns = crate::load::histogram();
+        for us in latencies_us {
+            service_ns.record(us * 1000).unwrap();
+        }
+        Report {
+            kind: Kind::Rr,
+            target: format!("127.0.0.1:{}", latencies_us.len()),
+            options: Map::from_iter([
+                ("size_bytes".to_owned(), 64.into()),
+                ("rate".to_owned(), rate.into()),
+            ]),
+            elapsed: Duration::from_millis(latencies_us.len() as u64 * 500),
+            operations: latencies_us.len() as u64,
+            errors: [("reset".to_owned(), 2)].into(),
+            bytes_sent: 10,
+            bytes_received: 20,
+            rates: Rates {
+                operations: rate,
+                bytes_sent: rate * 2.0,
+                bytes_received: rate * 3.0,
+            },
+            intended_ns: Some(service_ns.clone()),
+            service_ns,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let written = report(&[1, 100, 100, 1_000_000], 12.5);
+        let read = Report::from_json(&written.to_json().to_string()).unwrap();
+        assert_eq!(read.service_ns, written.service_ns);
+        assert_eq!(read.intended_ns, written.intended_ns);
+        assert_eq!(read.to_json(), written.to_json());
+        let closed = Report {
+            intended_ns: None,
+            ..written
+        };
+        let read = Report::from_json(&closed.to_json().to_string()).unwrap();
+        assert_eq!(read.intended_ns, None);
+    }
+
+    #[test]
+    fn a_merged_report_is_exactly_the_sum() {
+        let parts = vec![
+            report(&[1, 2, 3], 10.0),
+            report(&[2, 500, 7_000, 99], 20.0),
+            report(&[1], 30.0),
+        ];
+        let sum = Report::merge(parts).unwrap();
+        let all = report(&[1, 2, 3, 2, 500, 7_000, 99, 1], 60.0);
+        assert_eq!(sum.service_ns, all.service_ns);
+        assert_eq!(sum.intended_ns, all.intended_ns);
+        assert_eq!((sum.operations, sum.rates), (8, all.rates));
+        assert_eq!((sum.bytes_sent, sum.bytes_received), (30, 60));
+        assert_eq!(sum.errors["reset"], 6);
+        assert_eq!(sum.elapsed, Duration::from_secs(2));
+        assert_eq!(sum.target, "127.0.0.1:1, 127.0.0.1:3, 127.0.0.1:4");
+        assert_eq!(sum.options["size_bytes"], 64);
+        assert_eq!(sum.options["rate"], serde_json::json!([10.0, 20.0, 30.0]));
+    }
+
+    #[test]
+    fn what_has_no_sum_is_not_merged() {
+        let rr = report(&[1], 1.0);
+        let crr = Report {
+            kind: Kind::Crr,
+            ..rr.clone()
+        };
+        let closed = Report {
+            intended_ns: None,
+            ..rr.clone()
+        };
+        assert!(Report::merge(vec![rr.clone(), crr]).is_err());
+        assert!(Report::merge(vec![rr, closed]).is_err());
+        assert!(Report::merge(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn files_of_others_and_broken_ones_are_refused() {
+        let good = report(&[1], 1.0).to_json();
+        for (field, value) in [
+            ("format", "another".into()),
+            ("kind", "none".into()),
+            ("elapsed_seconds", (-1.0).into()),
+        ] {
+            let mut bad = good.clone();
+            bad[field] = value;
+            assert!(Report::from_json(&bad.to_string()).is_err(), "{field}");
+        }
+        let mut bad = good;
+        bad["service"]["histogram"] = "AAAA".into();
+        assert!(Report::from_json(&bad.to_string()).is_err());
+        assert!(Report::from_json("{}").is_err());
+    }
+
+    #[test]
+    fn the_percentile_text_counts_every_value_once() {
+        let report = report(&[1_000; 999], 1.0);
+        let mut text = Vec::new();
+        report.write_hgrm(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let last = text.lines().rfind(|line| !line.starts_with('#')).unwrap();
+        let columns: Vec<&str> = last.split_whitespace().collect();
+        // To 3 digits: 1 ms may read as 1.000447.
+        assert!(columns[0].starts_with("1.000"), "{last}");
+        assert_eq!(columns[1..], ["1.000000000000", "999"]);
+        assert!(text.contains("Total count    =          999]"), "{text}");
+    }
+
+    #[test]
+    fn the_table_names_every_quantile_and_error() {
+        let table = report(&[100; 10], 7.0).to_table();
+        for part in [
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+            "reset",
+            "from intended time",
+        ] {
+            assert!(table.contains(part), "{part} is missing:\n{table}");
+        }
+    }
+}

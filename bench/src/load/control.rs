@@ -53,6 +53,11 @@ impl Control {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// The flag that [`Control::stop`] sets, for a signal handler, which may do no more than that.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopped)
+    }
+
     /// Whether [`Control::stop`] was called.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)

@@ -26,6 +26,8 @@ use crate::pin;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest wait for what is still under way when the time is over.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// The same wait after a stop that somebody asked for, and who does not want to wait.
+const STOPPED_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest sleep, so that a stop is noticed.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Wait before a connection is tried again after its first failure; doubled with each further one.
@@ -339,9 +341,11 @@ impl<W: Workload> Worker<'_, W> {
             }
         }
         let mut failures = Vec::new();
+        let mut drain_deadline = DRAIN_DEADLINE;
         loop {
-            if self.control.is_stopped() {
-                context.stop_at = context.stop_at.min(context.now);
+            if self.control.is_stopped() && !context.is_over() {
+                context.stop_at = context.now;
+                drain_deadline = STOPPED_DRAIN_DEADLINE;
             }
             let next = self.workload.turn(&mut self.pool, context, &mut failures);
             for (slot, broken) in failures.drain(..) {
@@ -349,7 +353,7 @@ impl<W: Workload> Worker<'_, W> {
             }
             let mut until = context.now + SLEEP_MAX;
             if context.is_over() {
-                let drained_at = context.stop_at + DRAIN_DEADLINE;
+                let drained_at = context.stop_at + drain_deadline;
                 if self.workload.under_way() == 0 || context.now >= drained_at {
                     break;
                 }

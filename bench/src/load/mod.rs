@@ -16,6 +16,10 @@ mod stream;
 mod tally;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_open_loop;
+#[cfg(test)]
+mod tests_verify;
 
 pub mod bulk;
 pub mod crr;

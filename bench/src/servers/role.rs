@@ -93,13 +93,16 @@ pub(super) fn role_of(behaviour: &Behaviour, index: u64) -> Box<dyn Role> {
     }
 }
 
+/// How many kinds of fault a mixed server draws from.
+const DRAWN_KINDS: u64 = 6;
+
 /// The fault of connection `index` of a mixed server. Only faults that can be told apart from a
 /// correct server within a second, and that need no timer.
 fn drawn_fault(seed: u64, index: u64) -> Fault {
     const BYTES_MAX: u64 = 4096;
     let mut random = Random::new(Random::new(seed).next_u64().wrapping_add(index));
     let bytes = random.below(BYTES_MAX);
-    match random.below(6) {
+    match random.below(DRAWN_KINDS) {
         0 => Fault::NeverRead,
         1 => Fault::ResetAfter { bytes },
         2 => Fault::HalfCloseEarly,
@@ -424,5 +427,28 @@ mod tests {
         assert_eq!(role.opened(&mut out), Next::Continue);
         assert_eq!(role.received(b"ab", &mut out), Next::Continue);
         assert_eq!(role.received(b"c", &mut out), Next::Reset);
+    }
+
+    #[test]
+    fn drawn_faults_follow_the_seed_and_cover_all_kinds() {
+        let draw = |seed| (0..100).map(move |index| drawn_fault(seed, index));
+        assert!(draw(5).eq(draw(5)));
+        assert!(!draw(5).eq(draw(6)));
+        let kinds: std::collections::HashSet<_> = draw(5)
+            .map(|fault| std::mem::discriminant(&fault))
+            .collect();
+        assert_eq!(kinds.len(), DRAWN_KINDS as usize);
+    }
+
+    #[test]
+    fn one_bit_of_one_byte_is_wrong_wherever_the_pieces_end() {
+        for piece in [1, 3, 100] {
+            let mut role = role_of(&Behaviour::Faulty(Fault::Corrupt { at: 5 }), 0);
+            let mut out = Vec::new();
+            for bytes in [0_u8; 9].chunks(piece) {
+                role.received(bytes, &mut out);
+            }
+            assert_eq!(out, [0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        }
     }
 }

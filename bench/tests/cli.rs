@@ -1,0 +1,183 @@
+//! The command-line tool from outside: its reports, its signals, its files.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use corelay_bench::load::Report;
+use corelay_bench::servers::{Handle, Server};
+use corelay_bench::signals::{self, Signal};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn bench(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_corelay-bench"));
+    command.args(arguments);
+    command
+}
+
+fn succeed(arguments: &[&str]) -> String {
+    let output = bench(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A process that is killed, should the test end before it does.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn rr_report(echo: &Handle, file: &Path) {
+    let to = echo.endpoint().to_string();
+    let file = file.to_str().unwrap();
+    let duration = "100ms";
+    succeed(&["rr", "--to", &to, "--duration", duration, "--json", file]);
+}
+
+#[test]
+fn ctrl_c_ends_a_load_with_its_report() {
+    for (signal, load) in [
+        (Signal::INT, "rr"),
+        (Signal::TERM, "rr"),
+        (Signal::INT, "crr"),
+        (Signal::INT, "bulk"),
+        (Signal::INT, "idle"),
+    ] {
+        let echo = Server::echo().start().unwrap();
+        let to = echo.endpoint().to_string();
+        let child = bench(&[load, "--to", &to, "--duration", "10min", "--json", "-"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut child = Killed(child);
+        wait_until("the load runs", || {
+            echo.stats().bytes_in > 10_000 || { load == "idle" && echo.stats().bytes_in == 4000 }
+        });
+        signals::send(child.0.id(), signal).unwrap();
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let json = lines.find(|line| line.as_ref().unwrap().starts_with('{'));
+        let report = Report::from_json(&json.unwrap().unwrap()).unwrap();
+        assert!(child.0.wait().unwrap().success());
+        assert_eq!(report.kind.name(), load);
+        assert!(report.bytes_sent > 0 && report.elapsed < DEADLINE);
+        assert_eq!(report.errors, [].into());
+    }
+}
+
+#[test]
+fn the_duration_ends_it_with_a_table_and_the_files() {
+    let echo = Server::echo().start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (json, hgrm) = (folder.path().join("a.json"), folder.path().join("a.hgrm"));
+    let to = echo.endpoint().to_string();
+    let table = succeed(&[
+        "rr",
+        "--to",
+        &to,
+        "--duration",
+        "200ms",
+        "--rate",
+        "500",
+        "--json",
+        json.to_str().unwrap(),
+        "--hgrm",
+        hgrm.to_str().unwrap(),
+    ]);
+    assert!(table.contains("p99.9"), "{table}");
+    let report = Report::from_json(&std::fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!(report.operations, 100);
+    let hgrm = std::fs::read_to_string(hgrm).unwrap();
+    assert!(hgrm.contains("Total count    =          100]"), "{hgrm}");
+}
+
+#[test]
+fn reports_are_merged_and_drawn() {
+    let echo = Server::echo().start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let text = |name: &str| file(name).to_str().unwrap().to_owned();
+    rr_report(&echo, &file("first.json"));
+    rr_report(&echo, &file("second.json"));
+    let read = |text: &str| Report::from_json(text).unwrap();
+    let read_file = |name| read(&std::fs::read_to_string(file(name)).unwrap());
+    let (first, second) = (read_file("first.json"), read_file("second.json"));
+
+    let merged = succeed(&[
+        "merge",
+        &text("first.json"),
+        &text("second.json"),
+        "--json",
+        "-",
+    ]);
+    let merged = read(&merged);
+    assert_eq!(merged.operations, first.operations + second.operations);
+    let mut sum = first.service_ns.clone();
+    sum.add(&second.service_ns).unwrap();
+    assert_eq!(merged.service_ns, sum);
+
+    for name in ["chart.svg", "chart.png"] {
+        let out = text(name);
+        succeed(&[
+            "plot",
+            &text("first.json"),
+            &text("second.json"),
+            "--out",
+            &out,
+        ]);
+    }
+    let svg = std::fs::read_to_string(file("chart.svg")).unwrap();
+    for label in ["first", "second", "99.9%", "operations per second"] {
+        assert!(svg.contains(label), "{label} is not in the chart");
+    }
+    let png = std::fs::read(file("chart.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+    let refused = bench(&["plot", &text("first.json"), "--out", &text("chart.gif")]);
+    assert!(!ended(refused).status.success());
+}
+
+#[test]
+fn a_server_of_the_command_line_serves_and_a_load_that_gets_nothing_fails() {
+    let child = bench(&["serve", "echo", "--cpu", "0", "--name", "here"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let mut line = String::new();
+    BufReader::new(child.0.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address = line.strip_prefix("here listening on ").unwrap().trim();
+    succeed(&[
+        "crr",
+        "--to",
+        address,
+        "--duration",
+        "100ms",
+        "--close",
+        "rst",
+    ]);
+    drop(child);
+    let output = ended(bench(&["crr", "--to", address, "--duration", "100ms"]));
+    assert!(!output.status.success());
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("connect: connection refused"), "{table}");
+}
+
+fn ended(mut command: Command) -> Output {
+    command.output().unwrap()
+}
