@@ -69,6 +69,7 @@ fn ctrl_c_ends_a_load_with_its_report() {
             echo.stats().bytes_in > 10_000 || { load == "idle" && echo.stats().bytes_in == 4000 }
         });
         signals::send(child.0.id(), signal).unwrap();
+        wait_until("it ends", || child.0.try_wait().unwrap().is_some());
         let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let json = lines.find(|line| line.as_ref().unwrap().starts_with('{'));
         let report = Report::from_json(&json.unwrap().unwrap()).unwrap();
