@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Signal;
 use crate::core::readiness::{self, Readiness};
 use crate::outcome::Cause;
-use crate::sys::socket::{self, Connecting, Options, Peer};
+use crate::sys::socket::{self, Connecting, Options, Peer, ThirdSegment};
 use crate::units::Address;
 
 /// How often a pending attempt looks whether anybody still waits for it.
@@ -37,7 +37,14 @@ pub async fn connect(
     client: BorrowedFd<'_>,
     stop: &Signal,
 ) -> Result<OwnedFd, DialError> {
-    match socket::connect(address, options).map_err(classify)? {
+    // Bytes that are here already are sent as soon as the connection stands, and can carry its ACK:
+    // one segment less, and the server's process wakes once instead of twice.
+    let third = if socket::has_unread(client) {
+        ThirdSegment::Data
+    } else {
+        ThirdSegment::Ack
+    };
+    match socket::connect(address, options, third).map_err(classify)? {
         (socket, Connecting::Done) => Ok(socket),
         (socket, Connecting::Pending) => {
             // A descriptor that monoio cannot take (it never refuses one) is a local failure.

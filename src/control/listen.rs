@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::config::model::Listener;
 use crate::sys::lock;
-use crate::sys::socket::{self, Options};
+use crate::sys::socket::{self, Options, ThirdSegment};
 use crate::units::{Address, ListenerId};
 
 /// How long an address may stay in use after the process that had it was killed.
@@ -254,7 +254,8 @@ fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
 /// Whether somebody listens on a unix socket's path.
 fn is_served(path: &Path, options: &Options) -> bool {
     // Non-blocking: a process that hangs with a full backlog must not hang us, and is alive.
-    match socket::connect(&Address::Unix(path.to_path_buf()), options) {
+    let address = Address::Unix(path.to_path_buf());
+    match socket::connect(&address, options, ThirdSegment::Ack) {
         Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
         Ok(_) => true,
     }

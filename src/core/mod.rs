@@ -66,6 +66,21 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
     want_turn();
 }
 
+/// Runs a task at once as far as it comes without waiting, and spawns the rest, if any is left:
+/// most connections reach their server without a wait and then need no task at all.
+///
+/// The caller must be a task itself, whose poll counts for what the future pushes here.
+pub fn run_or_spawn(future: impl Future<Output = ()> + 'static) {
+    let mut future = Box::pin(future);
+    // Whatever it waits for is told the right waker by the task's first poll, which comes before
+    // anything is submitted or reaped.
+    let mut context = Context::from_waker(Waker::noop());
+    if future.as_mut().poll(&mut context).is_pending() {
+        monoio::spawn(Counted { future });
+        want_turn();
+    }
+}
+
 /// A task whose polls are counted.
 struct Counted<F> {
     future: Pin<Box<F>>,

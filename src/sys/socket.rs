@@ -120,13 +120,31 @@ pub enum Connecting {
     Pending,
 }
 
+/// What the third segment of a handshake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThirdSegment {
+    /// A bare ACK, at once: the server hears of the connection whether we send anything or not.
+    Ack,
+    /// The first bytes, which carry the ACK. They must follow at once: a server that heard no ACK
+    /// for 200 ms (the kernel's delayed-ACK timer) gets a bare one.
+    Data,
+}
+
 /// Begins a connection and, where the handshake is over at once (loopback, unix), ends it.
 ///
 /// Errors: those of socket(2) and connect(2). A unix socket with a full backlog says `WouldBlock`.
-pub fn connect(address: &Address, options: &Options) -> io::Result<(OwnedFd, Connecting)> {
+pub fn connect(
+    address: &Address,
+    options: &Options,
+    third: ThirdSegment,
+) -> io::Result<(OwnedFd, Connecting)> {
     let socket = stream_socket(address)?;
     if matches!(address, Address::Tcp(_)) {
         options.apply(&socket)?;
+        if third == ThirdSegment::Data {
+            // tcp(7): not permanent, and in SYN-SENT it means just this (tcp_rcv_synsent_state_process).
+            socket.set_tcp_quickack(false)?;
+        }
     }
     let target = sockaddr(address)?;
     let first = socket.connect(&target);
@@ -167,6 +185,14 @@ pub fn take_error(socket: &impl AsFd) -> io::Result<()> {
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Whether bytes wait to be read (`FIONREAD`).
+pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which `bytes` is.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &mut bytes) };
+    result == 0 && bytes > 0
 }
 
 /// What can be told of a peer without reading its bytes.
@@ -354,4 +380,56 @@ fn set_option<T>(socket: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Re
         )
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const PLAIN: Options = Options {
+        nodelay: true,
+        keepalive: None,
+        user_timeout: None,
+    };
+
+    fn connected(listener: &TcpListener, third: ThirdSegment) -> TcpStream {
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let (socket, connecting) = connect(&address, &PLAIN, third).unwrap();
+        assert_eq!(connecting, Connecting::Done, "loopback answers at once");
+        socket.into()
+    }
+
+    #[test]
+    fn the_first_bytes_carry_the_ack_of_the_handshake() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+
+        let _plain = connected(&listener, ThirdSegment::Ack);
+        listener.accept().expect("acknowledged at once");
+
+        let mut client = connected(&listener, ThirdSegment::Data);
+        let early = listener.accept().map_err(|error| error.kind());
+        assert_eq!(early.err(), Some(io::ErrorKind::WouldBlock), "no ACK yet");
+        client.write_all(b"hello").unwrap();
+        let (mut server, _) = listener.accept().expect("the bytes acknowledged it");
+        server.set_nonblocking(false).unwrap();
+        let mut bytes = [0; 5];
+        server.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+    }
+
+    #[test]
+    fn unread_bytes_are_seen_and_a_fin_is_not_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        assert!(!has_unread(server.as_fd()));
+        client.write_all(b"x").unwrap();
+        assert!(has_unread(server.as_fd()));
+        server.read_exact(&mut [0]).unwrap();
+        drop(client);
+        assert!(!has_unread(server.as_fd()));
+    }
 }

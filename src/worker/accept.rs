@@ -125,7 +125,7 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                 }
                 // Counted here and not in the session's task: the next look at the budget must see it.
                 ledger.session_began(id);
-                core::spawn(session::run(
+                core::run_or_spawn(session::run(
                     Rc::clone(core),
                     id,
                     client,
