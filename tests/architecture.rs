@@ -243,6 +243,22 @@ fn monoio_has_none_of_the_features_that_break_the_pump() {
     }
 }
 
+/// The tokio proxy is there only to be compared with: its feature is never on by default.
+#[test]
+fn tokio_is_in_no_default_build() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--workspace", "--prefix", "none"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let tree = String::from_utf8(output.stdout).expect("UTF-8");
+    let has = |package: &str| tree.lines().any(|line| line.starts_with(package));
+    assert!(has("corelay-bench v"), "the tree lacks bench:\n{tree}");
+    assert!(!has("tokio v"), "tokio is in the default build:\n{tree}");
+}
+
 /// Only the access log may ask for the time of day: every deadline runs on the monotonic clock.
 #[test]
 fn the_wall_clock_is_read_for_the_log_alone() {

@@ -6,6 +6,7 @@
 //! * [`servers`]: what a proxy connects *to*: echo, sink, source, HTTP, and servers that misbehave
 //!   on purpose. Used by the end-to-end tests, by `corelay demo` and by `corelay-bench serve`.
 //! * [`load`]: what connects to a proxy: requests and answers, connections, streams.
+//! * [`compare`]: Corelay and other proxies side by side: what each costs.
 //! * [`pattern`]: seeded bytes that can be checked at any offset.
 //! * [`endpoint`]: `ip:port` or `unix:/path`.
 //! * [`limits`]: room for file descriptors.
@@ -14,6 +15,8 @@
 //! * [`report`]: what comes of a load, as JSON, as text, and several of them merged.
 //! * [`signals`]: to processes that a test started.
 
+#[cfg(feature = "cli")]
+pub mod compare;
 pub mod endpoint;
 pub mod limits;
 pub mod load;

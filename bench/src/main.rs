@@ -10,8 +10,8 @@ mod cli;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use corelay_bench::limits;
 use corelay_bench::servers::RefusedPort;
+use corelay_bench::{compare, limits};
 
 /// Test servers and load for layer-4 proxies.
 #[derive(Parser)]
@@ -41,6 +41,11 @@ enum Command {
     Merge(cli::reports::Merge),
     /// Draw reports: latency by percentile, and throughput.
     Plot(cli::reports::Plot),
+    /// Compare Corelay with other proxies on this machine.
+    Compare(compare::Arguments),
+    /// Start a program that ends with its parent (internal).
+    #[command(name = compare::launch::SUBCOMMAND, hide = true)]
+    Launch(compare::launch::Arguments),
     /// Print a port of 127.0.0.1 that is free now, for scripts that configure other proxies.
     FreePort,
 }
@@ -57,6 +62,8 @@ fn main() -> Result<()> {
         Command::Slow(slow) => slow.run(&cli::control_with_signals()?),
         Command::Merge(merge) => merge.run(),
         Command::Plot(plot) => plot.run(),
+        Command::Compare(arguments) => compare::run(&arguments),
+        Command::Launch(arguments) => compare::launch::run(&arguments),
         Command::FreePort => {
             println!("{}", RefusedPort::new()?.address().port());
             Ok(())

@@ -1,6 +1,6 @@
 //! Idle connections: opened, used for one echo each so that both sides exist, then held.
 //!
-//! What memory a proxy needs for them is measured from outside, by `scripts/memory.sh`. Two ways:
+//! What memory a proxy needs for them is measured from outside, by `corelay-bench compare --only idle`. Two ways:
 //! [`run`] holds them for a time and reports; [`hold`] gives them to the caller.
 //!
 //! ```text

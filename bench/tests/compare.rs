@@ -1,0 +1,202 @@
+//! `corelay-bench compare` with Corelay and the control alone, for moments: does it measure at all,
+//! does it leave nothing behind? Not how fast anything is.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use corelay_bench::signals::{self, Signal};
+use serde_json::Value;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_corelay-bench");
+/// Names the binary under test, where it does not lie beside this one.
+const CORELAY_VARIABLE: &str = "CORELAY_BIN";
+/// Long beyond what an interrupted run needs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The corelay under test. A build of this package alone makes none: then it is built, as `cargo
+/// test` of the whole workspace does anyway.
+fn corelay() -> PathBuf {
+    if let Some(path) = std::env::var_os(CORELAY_VARIABLE) {
+        return PathBuf::from(path);
+    }
+    let beside = Path::new(BENCH).with_file_name("corelay");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--offline", "--quiet", "--package", "corelay"]);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let status = build.current_dir(root).status().expect("cargo runs");
+    assert!(
+        status.success() && beside.exists(),
+        "no {}",
+        beside.display()
+    );
+    beside
+}
+
+fn compare(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(BENCH);
+    command
+        .args([
+            "compare",
+            "--peers",
+            "corelay",
+            "--integrity-mib",
+            "2",
+            "--rounds",
+            "2",
+        ])
+        .args(["--idle-connections", "20", "--machine", "test"])
+        .arg("--corelay")
+        .arg(corelay())
+        .arg("--out")
+        .arg(folder)
+        .args(arguments)
+        // Proxies leave their files in it; so it can be seen that they are gone.
+        .env("TMPDIR", folder);
+    command
+}
+
+fn text(output: &Output) -> String {
+    let both = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+#[test]
+fn corelay_and_the_control_are_measured_without_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let scenarios = [
+        "--seconds",
+        "0.1",
+        "--only",
+        "rr-8,bulk-1,crr-fin,mixed,open,idle,workers-rr-64",
+    ];
+    let output = compare(folder.path(), &scenarios).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let printed = text(&output);
+    assert!(printed.contains("| CPU per request"), "{printed}");
+
+    let json = std::fs::read_to_string(folder.path().join("results.json")).unwrap();
+    let record: Value = serde_json::from_str(&json).unwrap();
+    let samples = record["samples"].as_array().unwrap();
+    // Two rounds of two contestants, but for idle, where the control has no proxy.
+    assert_eq!(samples.len(), 6 * 2 * 2 + 2, "{json}");
+    for sample in samples {
+        assert_eq!(sample["errors"], serde_json::json!({}), "{sample}");
+        assert_eq!(sample["io_workers"], 0, "{sample}");
+        let scenario = sample["scenario"].as_str().unwrap();
+        let work = if scenario == "bulk-1" {
+            "bytes"
+        } else {
+            "operations"
+        };
+        assert!(sample[work].as_u64().unwrap() > 0, "{sample}");
+        let is_proxy = sample["peer"] != "direct";
+        if scenario == "idle" {
+            assert!(sample["idle_anonymous_bytes"].is_number(), "{sample}");
+        } else {
+            assert_eq!(sample["cpu_ns"].as_u64().unwrap() > 0, is_proxy, "{sample}");
+        }
+        assert_eq!(
+            sample["threads"].as_u64().unwrap() > 0,
+            is_proxy,
+            "{sample}"
+        );
+    }
+    assert_eq!(record["bars"].as_array().unwrap().len(), 21, "{json}");
+    let readme = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
+    assert!(readme.contains("access: off"), "{readme}");
+    let home = folder.path().display().to_string();
+    assert!(!readme.contains(&format!("{home}/.")), "{readme}");
+    nothing_is_left(folder.path());
+}
+
+#[test]
+fn an_interrupt_stops_the_proxies_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("output");
+    let sink = std::fs::File::create(&output).unwrap();
+    let mut child = compare(folder.path(), &["--seconds", "60", "--only", "rr-8"])
+        .stdout(sink.try_clone().unwrap())
+        .stderr(sink)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    let wait = |what: &str, is_done: &mut dyn FnMut() -> bool| {
+        while !is_done() {
+            assert!(Instant::now() < deadline, "{what} did not happen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait("the start of a proxy", &mut || {
+        !processes_of(folder.path()).is_empty()
+    });
+    signals::send(child.id(), Signal::INT).unwrap();
+    wait("the end", &mut || child.try_wait().unwrap().is_some());
+    assert!(!child.wait().unwrap().success());
+    assert!(!folder.path().join("results.json").exists());
+    nothing_is_left(folder.path());
+}
+
+#[test]
+fn killing_it_kills_the_proxies() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = compare(folder.path(), &["--seconds", "60", "--only", "rr-8"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while processes_of(folder.path()).is_empty() {
+        assert!(Instant::now() < deadline, "no proxy was started");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    while !processes_of(folder.path()).is_empty() {
+        assert!(Instant::now() < deadline, "the proxies live on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn unknown_names_are_refused_before_anything_starts() {
+    for arguments in [["--only", "nonsense"], ["--peers", "nonsense"]] {
+        let output = Command::new(BENCH)
+            .arg("compare")
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        assert!(text(&output).contains("--list") || text(&output).contains("nonsense"));
+    }
+}
+
+/// Processes whose command line names this folder: its proxies have their configuration there. The
+/// comparison itself, which also names it, is left out.
+fn processes_of(folder: &Path) -> Vec<String> {
+    let folder = folder.display().to_string();
+    let commands = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let is_proxy = command.contains(&folder) && !command.contains("compare");
+            is_proxy.then_some(command)
+        });
+    commands.collect()
+}
+
+#[track_caller]
+fn nothing_is_left(folder: &Path) {
+    assert_eq!(processes_of(folder), Vec::<String>::new());
+    let entries = std::fs::read_dir(folder).unwrap().flatten();
+    let folders: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    assert!(folders.is_empty(), "left behind: {folders:?}");
+}
