@@ -2,7 +2,7 @@
 //! does it leave nothing behind? Not how fast anything is.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use corelay_bench::signals::{self, Signal};
@@ -57,6 +57,39 @@ fn compare(folder: &Path, arguments: &[&str]) -> Command {
         // Proxies leave their files in it; so it can be seen that they are gone.
         .env("TMPDIR", folder);
     command
+}
+
+/// A comparison that goes on until it is told to stop; a failed test leaves none behind.
+struct Running(Child);
+
+impl Running {
+    /// Returns once a proxy runs.
+    fn start(folder: &Path) -> Self {
+        let running = compare(folder, &["--seconds", "60", "--only", "rr-8"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map(Self)
+            .unwrap();
+        wait("the start of a proxy", || !processes_of(folder).is_empty());
+        running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn wait(what: &str, mut is_done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_done() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn text(output: &Output) -> String {
@@ -116,26 +149,10 @@ fn corelay_and_the_control_are_measured_without_errors() {
 #[test]
 fn an_interrupt_stops_the_proxies_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("output");
-    let sink = std::fs::File::create(&output).unwrap();
-    let mut child = compare(folder.path(), &["--seconds", "60", "--only", "rr-8"])
-        .stdout(sink.try_clone().unwrap())
-        .stderr(sink)
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + DEADLINE;
-    let wait = |what: &str, is_done: &mut dyn FnMut() -> bool| {
-        while !is_done() {
-            assert!(Instant::now() < deadline, "{what} did not happen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
-    wait("the start of a proxy", &mut || {
-        !processes_of(folder.path()).is_empty()
-    });
-    signals::send(child.id(), Signal::INT).unwrap();
-    wait("the end", &mut || child.try_wait().unwrap().is_some());
-    assert!(!child.wait().unwrap().success());
+    let mut running = Running::start(folder.path());
+    signals::send(running.0.id(), Signal::INT).unwrap();
+    wait("the end", || running.0.try_wait().unwrap().is_some());
+    assert!(!running.0.wait().unwrap().success());
     assert!(!folder.path().join("results.json").exists());
     nothing_is_left(folder.path());
 }
@@ -143,22 +160,12 @@ fn an_interrupt_stops_the_proxies_and_writes_nothing() {
 #[test]
 fn killing_it_kills_the_proxies() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = compare(folder.path(), &["--seconds", "60", "--only", "rr-8"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + DEADLINE;
-    while processes_of(folder.path()).is_empty() {
-        assert!(Instant::now() < deadline, "no proxy was started");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    while !processes_of(folder.path()).is_empty() {
-        assert!(Instant::now() < deadline, "the proxies live on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut running = Running::start(folder.path());
+    running.0.kill().unwrap();
+    running.0.wait().unwrap();
+    wait("the end of the proxies", || {
+        processes_of(folder.path()).is_empty()
+    });
 }
 
 #[test]
@@ -184,7 +191,7 @@ fn processes_of(folder: &Path) -> Vec<String> {
         .filter_map(|entry| {
             let command = std::fs::read(entry.path().join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            let is_proxy = command.contains(&folder) && !command.contains("compare");
+            let is_proxy = command.contains(&folder) && !command.contains(" compare --peers ");
             is_proxy.then_some(command)
         });
     commands.collect()
