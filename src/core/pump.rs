@@ -41,6 +41,8 @@ const TURNS_MAX_US: u64 = 500;
 pub trait Engine {
     /// The core's relay ring.
     fn ring(&mut self) -> &mut RelayRing;
+    /// A pass begins in which so many receives are handled.
+    fn begin_pass(&mut self, receives: usize);
     /// One of the engine's operations completed.
     fn complete(&mut self, now_us: u64, completion: Completion);
     /// The pass is over: fire timers, go on with what was put off.
@@ -130,6 +132,7 @@ impl<E: Engine + 'static> Pump<E> {
             }
             engine.ring().reap(&mut completions);
             let now_us = clock::now_us();
+            engine.begin_pass(completions.iter().filter(|c| c.buffer.is_some()).count());
             for completion in completions.drain(..) {
                 if completion.token == TOKEN_MONOIO {
                     poll_armed = false;
