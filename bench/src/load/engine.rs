@@ -11,6 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -203,6 +204,7 @@ pub(super) fn run<W: Workload>(
     let start = Start {
         barrier: Barrier::new(threads),
         at: OnceLock::new(),
+        failed: AtomicBool::new(false),
     };
     let mut workers = Vec::with_capacity(threads);
     for thread in 0..threads {
@@ -255,6 +257,9 @@ pub(super) fn share(total: usize, parts: usize, index: usize) -> usize {
 struct Start {
     barrier: Barrier,
     at: OnceLock<Instant>,
+    /// A thread has failed: the others need not go on. (Not a stop of the caller's control, which
+    /// may be of use to it after this run.)
+    failed: AtomicBool,
 }
 
 struct Worker<'a, W: Workload> {
@@ -277,18 +282,14 @@ impl<W: Workload> Worker<'_, W> {
             tally: Tally::new(self.plan.open_loop, self.control),
         };
         let prepared = self.prepare(&mut context);
-        if prepared.is_err() {
-            self.control.stop();
-        }
+        start.failed.fetch_or(prepared.is_err(), Ordering::AcqRel);
         // Also after a failure: the others wait here.
         start.barrier.wait();
         prepared?;
         context.started = *start.at.get_or_init(Instant::now);
         context.stop_at = context.started + self.plan.duration;
-        let driven = self.drive(&mut context);
-        if driven.is_err() {
-            self.control.stop();
-        }
+        let driven = self.drive(&mut context, start);
+        start.failed.fetch_or(driven.is_err(), Ordering::AcqRel);
         let tally = &mut context.tally;
         tally.open = 0;
         tally.publish(self.control);
@@ -332,7 +333,7 @@ impl<W: Workload> Worker<'_, W> {
     }
 
     /// From the common start to the end; returns when it ended.
-    fn drive(&mut self, context: &mut Context) -> Result<Instant> {
+    fn drive(&mut self, context: &mut Context, start: &Start) -> Result<Instant> {
         context.now = Instant::now();
         for slot in 0..self.pool.len() {
             if self.pool.is_open(slot) {
@@ -343,7 +344,8 @@ impl<W: Workload> Worker<'_, W> {
         let mut failures = Vec::new();
         let mut drain_deadline = DRAIN_DEADLINE;
         loop {
-            if self.control.is_stopped() && !context.is_over() {
+            let is_stopped = self.control.is_stopped() || start.failed.load(Ordering::Acquire);
+            if is_stopped && !context.is_over() {
                 context.stop_at = context.now;
                 drain_deadline = STOPPED_DRAIN_DEADLINE;
             }

@@ -92,6 +92,23 @@ fn a_wrong_echo_ends_the_run() {
 }
 
 #[test]
+fn a_thread_that_fails_ends_the_others_but_not_the_callers_control() {
+    let echo = Server::echo().start().unwrap();
+    let options = rr::Options {
+        // The second thread finds no such CPU.
+        cpus: vec![0, usize::MAX],
+        duration: DEADLINE * 3,
+        ..rr_to(&echo)
+    };
+    let control = Control::new();
+    let began = Instant::now();
+    let error = rr::run(&options, &control).unwrap_err();
+    assert!(error.to_string().contains("pinning"), "{error}");
+    assert!(began.elapsed() < DEADLINE * 3, "the first thread went on");
+    assert!(!control.is_stopped());
+}
+
+#[test]
 fn crr_makes_one_connection_per_request_and_closes_it_as_asked() {
     for close in [Close::Fin, Close::Rst] {
         let echo = Server::echo().start().unwrap();
