@@ -248,7 +248,6 @@ fn out_of_fds(error: std::io::Error) -> RunError {
     ))
 }
 
-/// Sets how many sessions fit, now that everything else that stays open is open.
 /// Pipes of one core: they are borrowed only while they hold bytes, so that 64 serve any number of
 /// streams whose peers keep up. A small limit on open files goes to sessions.
 fn pipes_per_core(config: &Config, fds_max: u64, cores: usize) -> usize {
@@ -261,6 +260,7 @@ fn pipes_per_core(config: &Config, fds_max: u64, cores: usize) -> usize {
     share.clamp(1, PIPES_PER_CORE) as usize
 }
 
+/// Sets how many sessions fit, now that everything else that stays open is open.
 fn limit_sessions(budget: &FdBudget, fds_max: u64, reserved: u64) -> Result<(), RunError> {
     let in_use = process::open_fds();
     let sessions = budget.set_limit(fds_max, in_use, reserved);
@@ -401,6 +401,7 @@ fn service(
     options: socket::Options,
     pipes_max: usize,
 ) -> Service {
+    let large = config.buffers.size_bytes / 2;
     Service {
         listeners: config
             .listeners
@@ -428,7 +429,11 @@ fn service(
                 Mover::Copy => MoverChoice::Copy,
                 Mover::Splice => MoverChoice::Splice,
             },
-            thresholds: Thresholds::DEFAULT,
+            thresholds: Thresholds {
+                // Small buffers have small receives.
+                large_bytes: large.min(Thresholds::DEFAULT.large_bytes),
+                ..Thresholds::DEFAULT
+            },
             pipes_max,
         },
         connect_timeout: config.timeouts.connect,

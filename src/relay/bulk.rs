@@ -44,8 +44,10 @@ pub struct Thresholds {
     pub pause_ms: u64,
     /// Weak fills in a row after which a direction is copied again.
     pub weak_fills: u8,
-    /// Most that one fill moves.
+    /// Most that one fill moves. A direction may exceed its pass's budget by it.
     pub chunk_bytes: u32,
+    /// Bytes that one direction may deliver in one pass before its neighbours get their turn.
+    pub budget_bytes: u64,
     /// The low-water mark, when raised.
     pub mark_bytes: u32,
     /// Bytes of steady stream before the mark is raised for the first time.
@@ -64,6 +66,7 @@ impl Thresholds {
         pause_ms: 5,
         weak_fills: 8,
         chunk_bytes: 1024 * 1024,
+        budget_bytes: 256 * 1024,
         mark_bytes: 512 * 1024,
         patience_bytes: 1024 * 1024,
         guard_us: 1_000,
@@ -76,6 +79,9 @@ const CAUTION_MAX: u8 = 4;
 const FORGIVE_AFTER: u16 = 256;
 /// Readiness in a row that turned out to be none, after which the source is not spliced any more.
 const EMPTY_WAKES: u8 = 2;
+
+/// How long a direction that got no pipe is copied before it may ask again.
+const NO_PIPE_PAUSE_MS: u64 = 1_000;
 
 /// What a fill leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +120,8 @@ pub struct Bulk {
     marks_reached: u16,
     window_receives: u32,
     window_bytes: u32,
+    /// No promotion until then.
+    not_before_ms: u64,
     /// Copying: start of the window. Splicing: the fill before.
     since_ms: u64,
     steady_bytes: u64,
@@ -138,6 +146,7 @@ impl Bulk {
             marks_reached: 0,
             window_receives: 0,
             window_bytes: 0,
+            not_before_ms: 0,
             since_ms: 0,
             steady_bytes: 0,
         }
@@ -155,7 +164,9 @@ impl Bulk {
 
     /// A receive into a buffer brought `len` bytes. Returns whether splicing begins.
     pub fn on_received(&mut self, now_ms: u64, len: u32, limits: &Thresholds) -> bool {
-        if self.choice == MoverChoice::Copy || self.refused || self.mover == MoverKind::Splice {
+        let may_splice =
+            self.choice != MoverChoice::Copy && !self.refused && now_ms >= self.not_before_ms;
+        if !may_splice || self.mover == MoverKind::Splice {
             return false;
         }
         if now_ms > self.since_ms + limits.promote_within_ms {
@@ -231,6 +242,12 @@ impl Bulk {
         self.demote();
     }
 
+    /// No pipe was left: copy, and ask for none for a while.
+    pub fn on_no_pipe(&mut self, now_ms: u64) {
+        self.not_before_ms = now_ms + NO_PIPE_PAUSE_MS;
+        self.demote();
+    }
+
     /// Copy from now on.
     pub fn demote(&mut self) {
         self.mover = MoverKind::Copy;
@@ -274,6 +291,7 @@ mod tests {
         pause_ms: 5,
         weak_fills: 3,
         chunk_bytes: 1_000,
+        budget_bytes: 1_000,
         mark_bytes: 400,
         patience_bytes: 2_000,
         guard_us: 1_000,
@@ -340,6 +358,15 @@ mod tests {
         bulk.on_guard_fired();
         bulk.on_answer();
         assert_eq!(bulk.on_filled(7, 500, &LIMITS), Verdict::RaiseMark);
+    }
+
+    #[test]
+    fn a_direction_without_a_pipe_asks_again_only_after_a_while() {
+        let mut bulk = promoted();
+        bulk.on_no_pipe(10);
+        assert_eq!(bulk.mover(), MoverKind::Copy);
+        assert!(!bulk.on_received(10 + NO_PIPE_PAUSE_MS - 1, 1_000, &LIMITS));
+        assert!(bulk.on_received(10 + NO_PIPE_PAUSE_MS, 1_000, &LIMITS));
     }
 
     #[test]

@@ -33,8 +33,6 @@ use io::Io;
 use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
 use splice::{Guards, Pipes};
 
-/// Bytes that one direction may deliver in one pass before its neighbours get their turn.
-const BUDGET_PER_PASS_BYTES: u64 = 256 * 1024;
 /// Up to so many messages in one pass are sent with send(2), more by the ring. A send of the ring
 /// spares a system call per message, and costs one per pass: that which submits it returns at once, with
 /// its completion, instead of sleeping.
@@ -99,6 +97,8 @@ pub struct Relay<I: Io, W: Watcher> {
     timers: Wheel<Due>,
     /// Directions that spent their budget, oldest first.
     put_off: VecDeque<(PairId, End)>,
+    /// Of those, the ones whose turn comes at the end of this pass.
+    resumed: usize,
     /// Directions that wait for a buffer, by group, oldest first.
     waiting: [VecDeque<(PairId, End)>; 2],
     pipes: Pipes<I::Pipe>,
@@ -138,6 +138,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             active: 0,
             timers: Wheel::new(now_us / 1_000),
             put_off: VecDeque::new(),
+            resumed: 0,
             waiting: [VecDeque::new(), VecDeque::new()],
             pipes: Pipes::new(options.pipes_max),
             guards: Guards::default(),
@@ -251,6 +252,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         !self.put_off.is_empty() || Group::ALL.into_iter().any(can_wake)
     }
 
+    /// A pass begins in which so many receives are handled.
+    pub fn begin_pass(&mut self, receives: usize) {
+        self.send_inline = receives <= INLINE_SENDS_MAX;
+        self.resumed = self.put_off.len();
+    }
+
     /// Handles one completion.
     pub fn complete(&mut self, now_us: u64, completion: Completion) {
         let (id, operation, end) = parse_token(completion.token);
@@ -284,8 +291,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.due = due;
         self.fire_guards(now_us);
         self.wake_waiting(now_us);
-        // Only those that are queued now: a direction that spends its budget again waits.
-        for _ in 0..self.put_off.len() {
+        // Only those that were put off by an earlier pass: a budget is for a whole pass.
+        for _ in 0..std::mem::take(&mut self.resumed) {
             let Some((id, end)) = self.put_off.pop_front() else {
                 break;
             };
@@ -431,6 +438,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     fn progress(&mut self, now_us: u64, id: PairId, from: End) {
         let mut spent_bytes = 0;
         let send_inline = self.send_inline;
+        let budget_bytes = self.options.thresholds.budget_bytes;
         while let Some(pair) = self.pair(id) {
             if pair.phase == Phase::Closing || pair.put_off[from as usize] {
                 return;
@@ -444,13 +452,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 }
                 Step::StopReceiving => self.io.cancel(token(id, Operation::Receive, from)),
                 Step::AwaitReadable => self.await_readable(now_us, id, from),
-                Step::Fill if spent_bytes >= BUDGET_PER_PASS_BYTES => {
+                Step::Fill if spent_bytes >= budget_bytes => {
                     pair.direction(from).fill_next();
                     self.put_off(id, from);
                     return;
                 }
                 Step::Fill => self.fill(now_us, id, from),
-                Step::Send if spent_bytes >= BUDGET_PER_PASS_BYTES => {
+                Step::Send if spent_bytes >= budget_bytes => {
                     self.put_off(id, from);
                     return;
                 }
@@ -484,7 +492,7 @@ impl<W: Watcher> Engine for Relay<RelayRing, W> {
     }
 
     fn begin_pass(&mut self, receives: usize) {
-        self.send_inline = receives <= INLINE_SENDS_MAX;
+        Relay::begin_pass(self, receives);
     }
 
     fn complete(&mut self, now_us: u64, completion: Completion) {

@@ -126,16 +126,20 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// Moves what the source received into a pipe.
     pub(super) fn fill(&mut self, now_us: u64, id: PairId, from: End) {
         let Some(pipe) = self.pipes.borrow(|| self.io.make_pipe()) else {
-            self.live(id).direction(from).bulk().demote();
+            let now_ms = now_us / 1_000;
+            self.live(id).direction(from).bulk().on_no_pipe(now_ms);
             return self.demoted(id, from);
         };
         let pair = live(&mut self.slots, id);
+        debug_assert!(pair.pipes[from as usize].is_none());
         let chunk = self.options.thresholds.chunk_bytes;
         let filled = self.io.fill(pair.socket(from), &pipe, chunk as usize);
         match filled {
             Ok(0) => {
+                // FIN, or urgent data with FIN behind it: tcp_splice_read() looks at the flag before
+                // it looks at what is queued.
                 self.pipes.give_back(pipe);
-                self.on_end_of_stream(id, from);
+                self.stop_splicing(id, from);
             }
             Ok(filled) => {
                 pair.pipes[from as usize] = Some(pipe);
@@ -154,8 +158,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         pair.last_activity_ms = now_us / 1_000;
         pair.note_first_byte(now_us, from);
         let direction = &mut pair.directions[from as usize];
-        direction.on_filled(filled, filled >= limits.chunk_bytes);
-        match direction.bulk().on_filled(now_us / 1_000, filled, limits) {
+        let verdict = direction.bulk().on_filled(now_us / 1_000, filled, limits);
+        // A pipe of few slots leaves bytes behind that must not wait for the mark.
+        let below_mark = direction.bulk().is_marked() && filled < limits.mark_bytes;
+        direction.on_filled(filled, below_mark || filled >= limits.chunk_bytes);
+        match verdict {
             Verdict::GoOn => {}
             Verdict::RaiseMark => self.raise_mark(id, from),
             Verdict::Demote => self.demoted(id, from),
@@ -183,7 +190,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.demoted(id, from);
             }
             (_, errno) => {
-                direction.on_failed();
+                // What is behind an urgent byte is still to be received; then comes 0.
+                self.stop_splicing(id, from);
                 self.on_failure(now_us, id, from, errno.map_or(Cause::SocketError, cause_of));
             }
         }
@@ -238,6 +246,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
+    /// A receive tells how the stream ends.
+    fn stop_splicing(&mut self, id: PairId, from: End) {
+        self.lower_mark(id, from);
+        self.live(id).direction(from).bulk().refuse();
+    }
+
     /// Splicing of a direction began.
     pub(super) fn promoted(&mut self, id: PairId, from: End) {
         let pair = live(&mut self.slots, id);
@@ -247,9 +261,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Splicing of a direction ended. What its pipe holds is still delivered from there.
     fn demoted(&mut self, id: PairId, from: End) {
-        // A receive waits for the mark as well.
         self.lower_mark(id, from);
-        self.live(id).direction(from).bulk().on_mark_lowered();
         self.switched(id, MoverKind::Copy);
     }
 
@@ -270,10 +282,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.io.set_low_water(pair.socket(from), mark);
     }
 
+    /// Before anything else waits for bytes: a receive waits for the mark as well.
     fn lower_mark(&mut self, id: PairId, from: End) {
         let pair = live(&mut self.slots, id);
         if pair.directions[from as usize].bulk().is_marked() {
             self.io.set_low_water(pair.socket(from), 1);
+            pair.direction(from).bulk().on_mark_lowered();
         }
     }
 
@@ -281,12 +295,19 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     pub(super) fn fire_guards(&mut self, now_us: u64) {
         while let Some(guard) = self.guards.0.pop_front_if(|guard| guard.at_us <= now_us) {
             let Guard { id, from, wait, .. } = guard;
-            let Some(pair) = self.pair(id) else { continue };
+            let slot = &mut self.slots[id.slot as usize];
+            let Some(pair) = slot
+                .pair
+                .as_deref_mut()
+                .filter(|_| slot.generation == id.generation)
+            else {
+                continue;
+            };
             let is_same = pair.waits[from as usize] == wait;
             if is_same && pair.directions[from as usize].awaited() == Some(Awaited::Readiness) {
                 // The kernel looks at once whether the wait is over now.
-                self.lower_mark(id, from);
-                self.live(id).direction(from).bulk().on_guard_fired();
+                self.io.set_low_water(pair.socket(from), 1);
+                pair.direction(from).bulk().on_guard_fired();
                 self.low_water_guards_total += 1;
             }
         }

@@ -18,11 +18,11 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// A pipe of 1 MiB, or of the kernel's default size where that much is not allowed (a user
-    /// beyond /proc/sys/fs/pipe-user-pages-soft).
+    /// A pipe of 1 MiB; of 8 KiB for a user whose pipes together have more pages than
+    /// /proc/sys/fs/pipe-user-pages-soft (unless privileged).
     ///
-    /// The size counts pages, not bytes: each slot holds one fragment of a socket's queue, which on
-    /// a fast network is larger than a page and after small segments smaller.
+    /// The size counts pages, not bytes: each slot holds one fragment of a socket's queue, which
+    /// after small segments is less than a page.
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM; see pipe(2).
@@ -41,7 +41,8 @@ impl Pipe {
         Ok(Self { read, write })
     }
 
-    /// Moves up to `len` bytes of a socket's receive queue into the pipe; 0 after FIN.
+    /// Moves up to `len` bytes of a socket's receive queue into the pipe; 0 after FIN, and also where
+    /// urgent data is in the way and FIN behind it.
     ///
     /// # Errors
     /// `WouldBlock`: nothing was received, *or* the pipe is full, *or* urgent data is in the way
@@ -50,7 +51,9 @@ impl Pipe {
         splice(from.as_raw_fd(), self.write.as_raw_fd(), len)
     }
 
-    /// Moves up to `len` bytes out of the pipe to a socket.
+    /// Moves up to `len` bytes out of the pipe to a socket, which must be non-blocking: the kernel
+    /// asks the socket, not this call. A broken connection raises SIGPIPE, which Rust's runtime
+    /// ignores.
     ///
     /// # Errors
     /// `WouldBlock`: the socket has no room (or the pipe is empty). Else the socket's.

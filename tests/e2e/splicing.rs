@@ -8,8 +8,8 @@ use corelay_bench::pattern::{Pattern, Random};
 use socket2::SockRef;
 
 use crate::support::peers::{
-    End, expect_bytes, expect_fin, expect_reset, finish, read_pattern, read_pattern_from, reset,
-    write_pattern, write_until_stuck,
+    End, expect_bytes, expect_fin, expect_reset, finish, read_each, read_pattern,
+    read_pattern_from, reset, write_pattern, write_until_stuck,
 };
 use crate::support::{Config, Pair, Proxy, Upstream, wait_until};
 
@@ -244,6 +244,40 @@ fn urgent_data_ends_splicing_and_not_the_stream() {
     assert_eq!(&rest, b"after");
     drop(pair);
     proxy.finish();
+}
+
+/// Urgent data makes splice(2) say "end of stream" when FIN is behind it.
+#[test]
+fn urgent_data_before_fin_truncates_nothing() {
+    for (mover, head) in [("splice", 20), ("auto", 3 * MIB)] {
+        let upstream = Upstream::new();
+        let proxy = Proxy::start(&Config::to([upstream.address()]).set("relay.mover", mover));
+        let mut pair = Pair::open(&proxy, &upstream);
+        let writer = pair.client.try_clone().unwrap();
+        let writing = std::thread::spawn(move || {
+            (&writer).write_all(&vec![b'a'; head as usize]).unwrap();
+            SockRef::from(&writer).send_out_of_band(b"!").unwrap();
+            (&writer).write_all(&[b'b'; 5_000]).unwrap();
+            finish(&writer);
+        });
+        // The server is slow, so that all of it waits at the proxy's source.
+        std::thread::sleep(Duration::from_millis(300));
+        let mut counts = [0; 256];
+        let end = read_each(&mut pair.server, |bytes| {
+            bytes
+                .iter()
+                .for_each(|&byte| counts[usize::from(byte)] += 1);
+        });
+        writing.join().unwrap();
+        assert_eq!(
+            (counts[usize::from(b'a')], end),
+            (head, End::Fin),
+            "{mover}"
+        );
+        assert_eq!(counts[usize::from(b'b')], 5_000, "{mover}");
+        drop(pair);
+        proxy.finish();
+    }
 }
 
 /// More stuck streams than there are pipes: the others are copied, and none waits for a pipe.

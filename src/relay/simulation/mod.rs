@@ -32,6 +32,7 @@ const THRESHOLDS: Thresholds = Thresholds {
     pause_ms: 5,
     weak_fills: 2,
     chunk_bytes: 300,
+    budget_bytes: 250,
     mark_bytes: 150,
     patience_bytes: 200,
     guard_us: 1_000,
@@ -138,12 +139,29 @@ impl Simulation {
 
     /// One pass of the pump.
     fn pass(&mut self) {
+        let world = self.world.0.borrow();
+        let receives = world.completions.iter().filter(|it| it.buffer.is_some());
+        let receives = receives.count();
+        drop(world);
+        self.relay.begin_pass(receives);
+        let before = self.relay.watcher().delivered.clone();
         loop {
             let completion = self.world.0.borrow_mut().completions.pop_front();
             let Some(completion) = completion else { break };
             self.relay.complete(self.now_us, completion);
         }
         self.relay.end_of_pass(self.now_us);
+        // The last step may go over the budget: a full pipe, or sixteen pieces.
+        let most =
+            THRESHOLDS.budget_bytes + u64::from(THRESHOLDS.chunk_bytes.max(16 * BUFFER_BYTES));
+        let after = &self.relay.watcher().delivered;
+        for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+            assert!(
+                after - before <= most,
+                "{} bytes in one pass",
+                after - before
+            );
+        }
     }
 
     fn run(mut self) {
@@ -199,6 +217,7 @@ impl Simulation {
 
     fn check(mut self) {
         assert_eq!(self.relay.pipes_lent(), 0, "pipes were lost");
+        assert_eq!(self.relay.marks, 0, "marks were lost");
         let world = self.world.0.borrow();
         let ends = self.relay.watcher();
         // A peer that never reads may keep a tiny pool's buffers until the deadlines; an abort of
