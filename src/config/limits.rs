@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, TcpOptions, Timeouts,
+    Accept, AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, Steer,
+    TcpOptions, Timeouts,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -45,6 +46,11 @@ pub const KEEPALIVE_TIME: RangeInclusive<Duration> =
 pub const KEEPALIVE_COUNT: RangeInclusive<u64> = 1..=127;
 /// Length of an accept queue. The kernel cuts it to `net.core.somaxconn` without a word.
 pub const BACKLOG: RangeInclusive<u64> = 1..=65_535;
+/// `TCP_DEFER_ACCEPT`: whole seconds, which the kernel turns into retransmitted SYN-ACKs. A minute
+/// is what it waits for a handshake by default (`net.ipv4.tcp_synack_retries` = 5: 63 s).
+pub const ACCEPT_DEFER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+/// Length of the queue of Fast Open connections, like that of any other.
+pub const FAST_OPEN: RangeInclusive<u64> = BACKLOG;
 /// Permission bits of a unix socket's path.
 pub const UNIX_MODE_MAX: u32 = 0o777;
 
@@ -84,6 +90,12 @@ pub const DEFAULT_TCP: TcpOptions = TcpOptions {
 
 /// The default of `net.core.somaxconn` since Linux 5.4.
 pub const DEFAULT_BACKLOG: u32 = 4096;
+/// Fast Open and deferring need clients that fit, steering needs workers on the CPUs that receive.
+pub const DEFAULT_ACCEPT: Accept = Accept {
+    steer: Steer::Hash,
+    defer: None,
+    fast_open: None,
+};
 /// The owner and the group may connect.
 pub const DEFAULT_UNIX_MODE: u32 = 0o660;
 

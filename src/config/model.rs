@@ -122,6 +122,30 @@ pub struct Listener {
     pub unix_mode: u32,
     /// Dial only after the client's first byte, and give up after this long; `None` dials at once.
     pub defer_connect: Option<Duration>,
+    /// How the kernel hands connections over.
+    pub accept: Accept,
+}
+
+/// How the kernel hands a listener's connections over. Without meaning for a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accept {
+    /// Which core gets a connection.
+    pub steer: Steer,
+    /// `TCP_DEFER_ACCEPT`: the kernel keeps a connection back until its first byte, for about this
+    /// long; whole seconds. `None` is off.
+    pub defer: Option<Duration>,
+    /// `TCP_FASTOPEN`: connections per core that may have sent bytes with their SYN and are not
+    /// established yet. `None` is off.
+    pub fast_open: Option<u32>,
+}
+
+/// Which core gets a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steer {
+    /// The kernel spreads them by a hash of the addresses.
+    Hash,
+    /// The core whose CPU received the SYN.
+    Cpu,
 }
 
 /// A group of interchangeable servers.

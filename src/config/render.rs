@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
-use super::model::{Balance, Config, Keepalive, Listener, Log, Upstream, Workers};
-use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS};
+use super::model::{Accept, Balance, Config, Keepalive, Listener, Log, Upstream, Workers};
+use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 use crate::units::{ByteSize, format_duration};
 
 /// Writes a configuration in the full form.
@@ -135,6 +135,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         backlog,
         unix_mode,
         defer_connect,
+        accept,
     } = listener;
     mapping([
         ("bind", text(bind)),
@@ -142,6 +143,23 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         ("backlog", (*backlog).into()),
         ("unix_mode", text(format!("{unix_mode:04o}"))),
         ("defer_connect", duration_or_off(*defer_connect)),
+        ("accept", render_accept(accept)),
+    ])
+}
+
+fn render_accept(accept: &Accept) -> Value {
+    let Accept {
+        steer,
+        defer,
+        fast_open,
+    } = accept;
+    mapping([
+        ("steer", word(&STEERS, steer)),
+        ("defer", duration_or_off(*defer)),
+        (
+            "fast_open",
+            fast_open.map_or_else(|| text("off"), Value::from),
+        ),
     ])
 }
 

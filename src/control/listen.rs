@@ -12,15 +12,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::Listener;
-use crate::sys::lock;
+use crate::config::model::{Accept, Listener, Steer};
 use crate::sys::socket::{self, Options, ThirdSegment};
+use crate::sys::{affinity, limits, lock};
 use crate::units::{Address, ListenerId};
 
 /// How long an address may stay in use after the process that had it was killed.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is tried meanwhile.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// The bit of `net.ipv4.tcp_fastopen` that allows Fast Open to servers (`TFO_SERVER_ENABLE`).
+const FAST_OPEN_SERVER: i64 = 2;
 /// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
 const PRIVILEGED_BELOW: u16 = 1024;
 
@@ -125,8 +127,11 @@ impl Drop for UnixPaths {
     }
 }
 
-/// Takes every listener's address for `cores` cores. On an error nothing stays bound.
-pub fn bind_all(config: &Config, options: &Options, cores: usize) -> Result<Bound, BindError> {
+/// Takes every listener's address for a core on each of `cpus`. On an error nothing stays bound.
+///
+/// The cores must begin to listen in this order: see [`socket::steer_by_cpu`].
+pub fn bind_all(config: &Config, options: &Options, cpus: &[usize]) -> Result<Bound, BindError> {
+    let cores = cpus.len();
     let mut bound = Bound {
         addresses: Vec::new(),
         sockets: (0..cores).map(|_| Vec::new()).collect(),
@@ -136,7 +141,8 @@ pub fn bind_all(config: &Config, options: &Options, cores: usize) -> Result<Boun
     for (index, listener) in config.listeners.iter().enumerate() {
         let id = ListenerId(u16::try_from(index).expect("bounded by the configuration"));
         let sockets = match &listener.bind {
-            Address::Tcp(address) => bind_tcp(*address, options, cores, &mut bound),
+            Address::Tcp(address) => bind_tcp(*address, options, cores, &mut bound)
+                .and_then(|sockets| set_accept_options(&listener.accept, sockets, cpus)),
             Address::Unix(path) => bind_unix(path, listener, options, cores, &mut bound),
         }
         .map_err(|failure| explain(listener, failure))?;
@@ -193,6 +199,48 @@ fn bind_tcp(
         .collect::<Result<_, _>>()?;
     bound.addresses.push(resolved);
     Ok(sockets)
+}
+
+fn set_accept_options(
+    accept: &Accept,
+    sockets: Vec<OwnedFd>,
+    cpus: &[usize],
+) -> Result<Vec<OwnedFd>, Failure> {
+    for socket in &sockets {
+        if let Some(wait) = accept.defer {
+            socket::defer_accept(socket, wait)?;
+        }
+        if let Some(queue) = accept.fast_open {
+            socket::accept_fast_open(socket, queue)?;
+        }
+    }
+    if let (Steer::Cpu, Some(first)) = (accept.steer, sockets.first()) {
+        socket::steer_by_cpu(first, cpus)?;
+    }
+    Ok(sockets)
+}
+
+/// Says what of the listeners' `accept` this host does not do as it is.
+pub fn warn_of_accept_options(config: &Config, cpus: &[usize]) {
+    let tcp = |listener: &&Listener| matches!(listener.bind, Address::Tcp(_));
+    let mut listeners = config.listeners.iter().filter(tcp);
+    if listeners.clone().any(|it| it.accept.steer == Steer::Cpu) {
+        let mut uncovered = affinity::online_cpus();
+        uncovered.retain(|cpu| !cpus.contains(cpu));
+        if !uncovered.is_empty() {
+            tracing::warn!(
+                cpus = ?uncovered,
+                "accept.steer: cpu: these CPUs have no worker, and connections that they receive are spread by hash; give each CPU that the network card interrupts a worker"
+            );
+        }
+    }
+    let flags = limits::sysctl("net/ipv4/tcp_fastopen");
+    let forbidden = flags.is_some_and(|flags| flags & FAST_OPEN_SERVER == 0);
+    if forbidden && listeners.any(|it| it.accept.fast_open.is_some()) {
+        tracing::warn!(
+            "accept.fast_open: net.ipv4.tcp_fastopen does not allow it to servers, and SYNs with bytes are answered as any other; set it to 3 (sysctl net.ipv4.tcp_fastopen=3)"
+        );
+    }
 }
 
 /// Binds alone. An instance that was killed keeps its listeners for a moment, while the kernel

@@ -17,6 +17,7 @@ pub mod scrape;
 mod supervisor;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -32,7 +33,7 @@ use crate::relay::bulk::{MoverChoice, Thresholds};
 use crate::ring::{RingError, RingOptions};
 use crate::sys::limits::KernelVersion;
 use crate::sys::{affinity, probe, process, socket};
-use crate::units::{Address, CoreId};
+use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
 use admin::Admin;
@@ -98,7 +99,7 @@ pub struct Running {
     access_log: LogWriter,
     /// Removed when the drain begins.
     unix_paths: listen::UnixPaths,
-    _locks: Vec<std::os::fd::OwnedFd>,
+    _locks: Vec<OwnedFd>,
     drain: Duration,
     echoes: Vec<Arc<AtomicU64>>,
 }
@@ -118,7 +119,8 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         sockets,
         locks,
         unix_paths,
-    } = listen::bind_all(config, &options, cpus.len())?;
+    } = listen::bind_all(config, &options, &cpus)?;
+    listen::warn_of_accept_options(config, &cpus);
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
@@ -128,28 +130,15 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds_max, cpus.len());
 
-    let mut cores = Vec::new();
-    let specs = cpus.into_iter().zip(sockets).zip(producers).enumerate();
-    for (index, ((cpu, sockets), producer)) in specs {
-        let (sender, receiver) = mailbox::mailbox().map_err(out_of_fds)?;
-        cores.push(sender);
-        let spec = CoreSpec {
-            id: CoreId(index as u16),
-            cpu,
-            service: Arc::clone(&service),
-            sockets,
-            ring,
-            budget: Arc::clone(&budget),
-            mailbox: receiver,
-            events: supervisor::core_events(&notices_in),
-            access_log: Some(producer),
-        };
-        worker::spawn(spec).map_err(|error| {
-            RunError::Failed(format!(
-                "cannot start a core's thread: {error}; nothing was started; raise the limit on threads (TasksMax, ulimit -u)"
-            ))
-        })?;
-    }
+    let cores = spawn_cores(Crew {
+        cpus,
+        sockets,
+        producers,
+        service,
+        ring,
+        budget: Arc::clone(&budget),
+        notices: &notices_in,
+    })?;
     let mut early = Vec::new();
     await_cores(&notices, cores.len(), &mut early, |event| {
         matches!(event, Event::Started(_))
@@ -163,12 +152,14 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     ));
     let admin = serve_admin(admin, &stats)?;
     limit_sessions(&budget, fds_max, FDS_RESERVED + pipe_fds)?;
+    // One after the other: the kernel numbers a group's sockets in the order in which they listen,
+    // and `accept.steer: cpu` goes by that number.
     for core in &cores {
         core.send(Message::Listen);
+        await_cores(&notices, 1, &mut early, |event| {
+            matches!(event, Event::Listening(_))
+        })?;
     }
-    await_cores(&notices, cores.len(), &mut early, |event| {
-        matches!(event, Event::Listening(_))
-    })?;
     // The signals that came meanwhile, in order, for `supervise`. The receiver is in our hands.
     for signal in early {
         let _ = notices_in.send(Notice::Signal(signal));
@@ -189,6 +180,44 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     };
     running.announce(config);
     Ok(running)
+}
+
+/// What the cores are started with. The vectors have one item per core.
+struct Crew<'a> {
+    cpus: Vec<usize>,
+    sockets: Vec<Vec<(ListenerId, OwnedFd)>>,
+    producers: Vec<log::Producer>,
+    service: Arc<Service>,
+    ring: RingOptions,
+    budget: Arc<FdBudget>,
+    notices: &'a mpsc::Sender<Notice>,
+}
+
+/// Starts the cores' threads; returns a mailbox for each.
+fn spawn_cores(crew: Crew<'_>) -> Result<Vec<Sender<Message>>, RunError> {
+    let mut cores = Vec::with_capacity(crew.cpus.len());
+    let parts = crew.cpus.into_iter().zip(crew.sockets).zip(crew.producers);
+    for (index, ((cpu, sockets), producer)) in parts.enumerate() {
+        let (sender, mailbox) = mailbox::mailbox().map_err(out_of_fds)?;
+        cores.push(sender);
+        let spec = CoreSpec {
+            id: CoreId(index as u16),
+            cpu,
+            service: Arc::clone(&crew.service),
+            sockets,
+            ring: crew.ring,
+            budget: Arc::clone(&crew.budget),
+            mailbox,
+            events: supervisor::core_events(crew.notices),
+            access_log: Some(producer),
+        };
+        worker::spawn(spec).map_err(|error| {
+            RunError::Failed(format!(
+                "cannot start a core's thread: {error}; nothing was started; raise the limit on threads (TasksMax, ulimit -u)"
+            ))
+        })?;
+    }
+    Ok(cores)
 }
 
 impl Running {

@@ -232,7 +232,31 @@ pub fn io_uring() -> Result<Vec<Feature>, Blocked> {
     let coop = builder().setup_coop_taskrun().build(PROBE_ENTRIES);
     let no_sqarray = builder().setup_no_sqarray().build(PROBE_ENTRIES);
     let params = plain.params();
-    let send_zc = has_opcode(&plain, opcode::SendZc::CODE);
+    Ok(list(&Present {
+        defer_taskrun: defer,
+        coop_taskrun: coop.is_ok(),
+        ext_arg: params.is_feature_ext_arg(),
+        nodrop: params.is_feature_nodrop(),
+        buffer_ring: has_buffer_ring(&plain),
+        send_zc: has_opcode(&plain, opcode::SendZc::CODE),
+        no_sqarray: no_sqarray.is_ok(),
+        recv_bundle: params.is_feature_recvsend_bundle(),
+    }))
+}
+
+/// What the probe found.
+struct Present {
+    defer_taskrun: bool,
+    coop_taskrun: bool,
+    ext_arg: bool,
+    nodrop: bool,
+    buffer_ring: bool,
+    send_zc: bool,
+    no_sqarray: bool,
+    recv_bundle: bool,
+}
+
+fn list(found: &Present) -> Vec<Feature> {
     let feature = |name, purpose, (major, minor), needed, present| Feature {
         name,
         purpose,
@@ -240,41 +264,41 @@ pub fn io_uring() -> Result<Vec<Feature>, Blocked> {
         needed,
         present,
     };
-    Ok(vec![
+    vec![
         feature(
             "defer_taskrun",
             "the relay ring works only when asked to",
             (6, 1),
             true,
-            defer,
+            found.defer_taskrun,
         ),
         feature(
             "coop_taskrun",
             "the accept ring does not interrupt its core",
             (5, 19),
             true,
-            coop.is_ok(),
+            found.coop_taskrun,
         ),
         feature(
             "ext_arg",
             "sleeping until the next timer",
             (5, 11),
             true,
-            params.is_feature_ext_arg(),
+            found.ext_arg,
         ),
         feature(
             "nodrop",
             "no completion is ever lost",
             (5, 5),
             true,
-            params.is_feature_nodrop(),
+            found.nodrop,
         ),
         feature(
             "buffer_ring",
             "idle connections own no buffer",
             (5, 19),
             true,
-            has_buffer_ring(&plain),
+            found.buffer_ring,
         ),
         // It has no bit of its own to ask for; SEND_ZC came with the same release.
         feature(
@@ -282,30 +306,30 @@ pub fn io_uring() -> Result<Vec<Feature>, Blocked> {
             "one request for many receives",
             (6, 0),
             true,
-            send_zc,
+            found.send_zc,
         ),
         feature(
             "send_zc",
             "zero-copy sends, where switched on",
             (6, 0),
             false,
-            send_zc,
+            found.send_zc,
         ),
         feature(
             "no_sqarray",
             "one indirection less per submission",
             (6, 6),
             false,
-            no_sqarray.is_ok(),
+            found.no_sqarray,
         ),
         feature(
             "recv_bundle",
             "several buffers per receive",
             (6, 10),
             false,
-            params.is_feature_recvsend_bundle(),
+            found.recv_bundle,
         ),
-    ])
+    ]
 }
 
 /// Of a ring with entries of the common size.

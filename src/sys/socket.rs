@@ -80,6 +80,22 @@ pub fn bind(address: &Address, reuse_port: bool, options: &Options) -> io::Resul
     Ok(socket.into())
 }
 
+/// Keeps connections back until their first byte came, for about this long (`TCP_DEFER_ACCEPT`).
+/// The kernel counts in retransmitted SYN-ACKs, so that it is at least so long.
+pub fn defer_accept(listener: &impl AsFd, wait: Duration) -> io::Result<()> {
+    let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX);
+    let name = libc::TCP_DEFER_ACCEPT;
+    set_option(listener.as_fd(), libc::IPPROTO_TCP, name, &seconds)
+}
+
+/// Takes bytes that come with a SYN (`TCP_FASTOPEN`), for at most `queue` handshakes at a time. The
+/// kernel does so only if `net.ipv4.tcp_fastopen` allows it to servers: see [`fast_open_allowed`].
+pub fn accept_fast_open(listener: &impl AsFd, queue: u32) -> io::Result<()> {
+    let queue = i32::try_from(queue).unwrap_or(i32::MAX);
+    let name = libc::TCP_FASTOPEN;
+    set_option(listener.as_fd(), libc::IPPROTO_TCP, name, &queue)
+}
+
 /// Starts listening.
 pub fn listen(socket: &impl AsFd, backlog: u32) -> io::Result<()> {
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
@@ -350,12 +366,41 @@ pub fn drop_new_syns(listener: BorrowedFd<'_>) -> io::Result<()> {
         len: program.len() as libc::c_ushort,
         filter: program.as_mut_ptr(),
     };
-    set_option(listener, libc::SO_ATTACH_FILTER, &program)
+    set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Makes an SO_REUSEPORT group hand each connection to the socket whose CPU received it:
+/// `cpus[index]` is the CPU of the group's socket number `index`. A CPU that is not among them, or
+/// whose socket does not listen yet, leaves the choice to the kernel's hash.
+///
+/// `first` must be bound, and must be the first of the group to listen; the others follow in the
+/// order of `cpus`, for the kernel numbers a group's sockets in the order in which they listen.
+pub fn steer_by_cpu(first: &impl AsFd, cpus: &[usize]) -> io::Result<()> {
+    /// No group has so many sockets: the kernel then goes by its hash.
+    const NOBODY: u32 = u32::MAX;
+    let cpu = (libc::SKF_AD_OFF + libc::SKF_AD_CPU) as u32;
+    let mut program = vec![bpf(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, cpu)];
+    for (index, &cpu) in cpus.iter().enumerate() {
+        program.push(bpf(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            cpu as u32,
+        ));
+        program.push(bpf(libc::BPF_RET | libc::BPF_K, 0, 0, index as u32));
+    }
+    program.push(bpf(libc::BPF_RET | libc::BPF_K, 0, 0, NOBODY));
+    let program = libc::sock_fprog {
+        len: program.len() as libc::c_ushort,
+        filter: program.as_mut_ptr(),
+    };
+    let name = libc::SO_ATTACH_REUSEPORT_CBPF;
+    set_option(first.as_fd(), libc::SOL_SOCKET, name, &program)
 }
 
 /// Takes the inherited filter off a socket that was accepted while its listener had one.
 pub fn detach_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SO_DETACH_FILTER, &0i32)
+    set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32)
 }
 
 fn bpf(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
@@ -367,13 +412,19 @@ fn bpf(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     }
 }
 
-fn set_option<T>(socket: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {
+fn set_option<T>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is readable for `len` bytes, and both callers pass the type that the option asks for.
+    // SAFETY: `value` is readable for `len` bytes, and every caller passes the type that the option
+    // asks for; a program's instructions live until the call returns.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             name,
             std::ptr::from_ref(value).cast(),
             len,

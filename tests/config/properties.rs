@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use corelay::config;
 use corelay::config::model::{
-    AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat, LogLevel,
-    Mover, Relay, Server, ServerAddress, TcpOptions, Timeouts, Upstream, Workers,
+    Accept, AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat,
+    LogLevel, Mover, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
@@ -83,6 +83,17 @@ fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, Relay, 
     (workers, buffers, timeouts, relay, tcp, log)
 }
 
+fn an_accept() -> impl Strategy<Value = Accept> {
+    let steer = prop::sample::select(vec![Steer::Hash, Steer::Cpu]);
+    let defer = prop::option::of((1u64..=60).prop_map(Duration::from_secs));
+    let fast_open = prop::option::of(1u32..=65_535);
+    (steer, defer, fast_open).prop_map(|(steer, defer, fast_open)| Accept {
+        steer,
+        defer,
+        fast_open,
+    })
+}
+
 /// Any valid configuration. Distinct ports and paths by construction.
 fn a_config() -> impl Strategy<Value = Config> {
     let unix_path = "/[ -~]{0,40}";
@@ -94,6 +105,7 @@ fn a_config() -> impl Strategy<Value = Config> {
             1u32..=65_535,
             0u32..=0o777,
             prop::option::of(a_duration()),
+            an_accept(),
         ),
         6,
     );
@@ -115,7 +127,8 @@ fn a_config() -> impl Strategy<Value = Config> {
             };
             for (index, name) in names.into_iter().enumerate() {
                 let number = u16::try_from(index).expect("few");
-                let (is_unix, path, backlog, unix_mode, defer_connect) = listeners[index].clone();
+                let (is_unix, path, backlog, unix_mode, defer_connect, accept) =
+                    listeners[index].clone();
                 let bind = if is_unix {
                     Address::Unix(PathBuf::from(format!("/listener{index}{path}")))
                 } else {
@@ -132,6 +145,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                     backlog,
                     unix_mode,
                     defer_connect,
+                    accept,
                 });
                 let servers = servers[index]
                     .iter()

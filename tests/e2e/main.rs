@@ -22,6 +22,7 @@
 //! | `CORELAY_E2E_PAUSED_CONNECTIONS` | connections that pause | 200 |
 //! | `CORELAY_E2E_TRANSFERS` | transfers in flight at SIGTERM | 1,000 |
 
+mod accepting;
 mod backpressure;
 mod closing;
 mod data;

@@ -7,8 +7,8 @@ use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS,
 };
 use crate::config::model::{
-    Admin, Balance, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
-    Timeouts, Upstream, Workers,
+    Accept, Admin, Balance, Buffers, Config, Listener, Log, Relay, Server, ServerAddress,
+    TcpOptions, Timeouts, Upstream, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
@@ -36,6 +36,7 @@ pub(super) struct ListenerDraft {
     pub(super) backlog: u32,
     pub(super) unix_mode: u32,
     pub(super) defer_connect: Option<Duration>,
+    pub(super) accept: Accept,
 }
 
 pub(super) struct UpstreamDraft {
@@ -245,6 +246,7 @@ impl Draft {
             backlog: listener.backlog,
             unix_mode: listener.unix_mode,
             defer_connect: listener.defer_connect,
+            accept: listener.accept,
         });
         let servers = |servers: &[ServerDraft]| {
             servers

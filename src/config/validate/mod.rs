@@ -8,11 +8,12 @@
 mod cross;
 mod settings;
 
-pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS};
+pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 
 use super::address;
 use super::limits::{
-    BACKLOG, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, SERVERS_MAX, TIMEOUT, UNIX_MODE_MAX,
+    BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, SERVERS_MAX,
+    TIMEOUT, UNIX_MODE_MAX,
 };
 use super::model::{Balance, Config, ServerAddress};
 use super::raw::{Node, Value};
@@ -31,7 +32,14 @@ const ROOT_KEYS: [&str; 9] = [
     "admin",
     "log",
 ];
-const LISTENER_KEYS: [&str; 5] = ["bind", "upstream", "backlog", "unix_mode", "defer_connect"];
+const LISTENER_KEYS: [&str; 6] = [
+    "bind",
+    "upstream",
+    "backlog",
+    "unix_mode",
+    "defer_connect",
+    "accept",
+];
 const UPSTREAM_KEYS: [&str; 2] = ["balance", "servers"];
 const SERVER_KEYS: [&str; 2] = ["address", "weight"];
 const ADMIN_KEYS: [&str; 1] = ["bind"];
@@ -39,7 +47,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 11] = [
+    let sections: [(&str, &[&str]); 12] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -47,6 +55,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("tcp.", &settings::TCP_KEYS),
         ("tcp.keepalive.", &settings::KEEPALIVE_KEYS),
         ("listeners.NAME.", &LISTENER_KEYS),
+        ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("admin.", &ADMIN_KEYS),
@@ -113,6 +122,7 @@ pub(super) fn validate_relay(
         backlog: DEFAULT_BACKLOG,
         unix_mode: DEFAULT_UNIX_MODE,
         defer_connect: None,
+        accept: DEFAULT_ACCEPT,
     };
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
@@ -220,6 +230,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             backlog: DEFAULT_BACKLOG,
             unix_mode: DEFAULT_UNIX_MODE,
             defer_connect: None,
+            accept: DEFAULT_ACCEPT,
         });
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
         draft.upstreams.push(UpstreamDraft {
@@ -286,6 +297,10 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         .get("defer_connect")
         .and_then(|at| report.duration_or_off(at, &TIMEOUT))
         .flatten();
+    let accept = section
+        .get("accept")
+        .and_then(|at| settings::accept(report, at))
+        .unwrap_or(DEFAULT_ACCEPT);
     Some(ListenerDraft {
         name: name.to_owned(),
         bind,
@@ -295,6 +310,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         backlog,
         unix_mode,
         defer_connect,
+        accept,
     })
 }
 

@@ -1,18 +1,21 @@
-//! The sections that stand by themselves: workers, buffers, timeouts, tcp, log.
+//! The sections that stand by themselves: workers, buffers, timeouts, tcp, log, a listener's accept.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::config::limits::{
-    BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, CPUS_MAX, DEFAULT_BUFFERS,
-    DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, KEEPALIVE_COUNT,
-    KEEPALIVE_TIME, SLAB_MAX_BYTES, TIMEOUT, USER_TIMEOUT,
+    ACCEPT_DEFER, BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, CPUS_MAX,
+    DEFAULT_ACCEPT, DEFAULT_BUFFERS, DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP,
+    DEFAULT_TIMEOUTS, FAST_OPEN, KEEPALIVE_COUNT, KEEPALIVE_TIME, SLAB_MAX_BYTES, TIMEOUT,
+    USER_TIMEOUT,
 };
 use crate::config::model::{
-    AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, TcpOptions, Timeouts,
-    Workers,
+    Accept, AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, Steer,
+    TcpOptions, Timeouts, Workers,
 };
 use crate::config::raw::Value;
-use crate::config::read::{Cursor, OFF, Report, Section};
+use crate::config::read::{Cursor, OFF, Report};
 use crate::units::{ByteSize, format_duration, shorten};
 
 pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
@@ -20,6 +23,7 @@ pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "m
 pub(super) const RELAY_KEYS: [&str; 1] = ["mover"];
 pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
 pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
+pub(super) const ACCEPT_KEYS: [&str; 3] = ["steer", "defer", "fast_open"];
 pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
 
 /// The word for the access log on standard output.
@@ -179,8 +183,12 @@ fn keepalive(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Keepaliv
         return None;
     }
     let section = report.section(at, &KEEPALIVE_KEYS)?;
-    let idle = keepalive_seconds(report, &section, "idle");
-    let interval = keepalive_seconds(report, &section, "interval");
+    let mut get = |key| {
+        let duration = report.duration(section.get(key)?, &KEEPALIVE_TIME);
+        whole_seconds(report, section.get(key)?, duration)
+    };
+    let idle = get("idle");
+    let interval = get("interval");
     let count = section
         .get("count")
         .and_then(|at| report.number(at, &KEEPALIVE_COUNT));
@@ -193,13 +201,13 @@ fn keepalive(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Keepaliv
     }))
 }
 
-fn keepalive_seconds(
+/// The kernel counts in whole seconds.
+fn whole_seconds(
     report: &mut Report<'_>,
-    section: &Section<'_>,
-    key: &str,
-) -> Option<std::time::Duration> {
-    let at = section.get(key)?;
-    let duration = report.duration(at, &KEEPALIVE_TIME)?;
+    at: &Cursor<'_>,
+    duration: Option<Duration>,
+) -> Option<Duration> {
+    let duration = duration?;
     if duration.subsec_nanos() != 0 {
         report.add(
             at.place(),
@@ -207,11 +215,47 @@ fn keepalive_seconds(
                 "`{}` is not a whole number of seconds",
                 format_duration(duration)
             ),
-            "the kernel counts keepalive in seconds: write 1s or more",
+            "the kernel counts this in seconds: write 1s or more",
         );
         return None;
     }
     Some(duration)
+}
+
+/// The words of `accept.steer`.
+pub(in crate::config) const STEERS: [(&str, Steer); 2] =
+    [("hash", Steer::Hash), ("cpu", Steer::Cpu)];
+
+pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept> {
+    let section = report.section(at, &ACCEPT_KEYS)?;
+    let steer = section
+        .get("steer")
+        .and_then(|at| report.choice(at, &STEERS));
+    let defer = section.get("defer").and_then(|at| {
+        let duration = report.duration_or_off(at, &ACCEPT_DEFER)?;
+        whole_seconds(report, at, duration)
+    });
+    let fast_open = section
+        .get("fast_open")
+        .and_then(|at| number_or_off(report, at, &FAST_OPEN));
+    Some(Accept {
+        steer: steer.unwrap_or(DEFAULT_ACCEPT.steer),
+        defer,
+        fast_open,
+    })
+}
+
+/// `None` for `off`, and where a problem was noted.
+fn number_or_off(
+    report: &mut Report<'_>,
+    at: &Cursor<'_>,
+    range: &RangeInclusive<u64>,
+) -> Option<u32> {
+    if report.text(at)? == OFF {
+        return None;
+    }
+    let number = report.number(at, range)?;
+    Some(u32::try_from(number).expect("within the range"))
 }
 
 pub(super) fn log(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Log> {
