@@ -98,7 +98,6 @@ impl BufferPool {
             "checked by the configuration"
         );
         let slab = Pages::map(size_bytes as usize * count as usize)?;
-        slab.advise_huge();
         let slow = (count / 4).max(1) as u16;
         let fast = count as u16 - slow;
         Ok(Self {

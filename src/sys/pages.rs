@@ -33,12 +33,6 @@ impl Pages {
         Ok(Self { base, len })
     }
 
-    /// Asks for huge pages; a kernel without them ignores it.
-    pub fn advise_huge(&self) {
-        // SAFETY: base and len are exactly the mapping that this value owns.
-        unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
-    }
-
     /// First byte.
     pub fn base(&self) -> NonNull<u8> {
         self.base
