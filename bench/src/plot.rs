@@ -15,12 +15,12 @@ use plotters::style::{register_font, text_anchor};
 
 use crate::load::{Kind, Report};
 
-const FONT: &str = "sans-serif";
-const WIDTH_PX: u32 = 1000;
+pub(crate) const FONT: &str = "sans-serif";
+pub(crate) const WIDTH_PX: u32 = 1000;
 /// Height of each of the panels: percentiles, operations, bytes.
 const PANEL_PX: u32 = 420;
-const TITLE_PX: i32 = 20;
-const LABEL_PX: i32 = 14;
+pub(crate) const TITLE_PX: i32 = 20;
+pub(crate) const LABEL_PX: i32 = 14;
 /// Percentile lines between one nine and the next.
 const STEPS_PER_NINE: u32 = 50;
 /// Nines beyond which no histogram of a run has anything to say.
@@ -83,7 +83,7 @@ fn has_streams(report: &Report) -> bool {
     matches!(report.kind, Kind::Bulk | Kind::Slow | Kind::Mixed)
 }
 
-fn load_font() -> Result<()> {
+pub(crate) fn load_font() -> Result<()> {
     static LOADED: OnceLock<bool> = OnceLock::new();
     let is_loaded = LOADED
         .get_or_init(|| register_font(FONT, FontStyle::Normal, dejavu::sans::regular()).is_ok());
@@ -100,7 +100,14 @@ fn draw<Backend: DrawingBackend>(
     root.fill(&WHITE).map_err(failed)?;
     for (panel, area) in panels.iter().zip(root.split_evenly((panels.len(), 1))) {
         match panel {
-            Panel::Percentiles => draw_percentiles(&area, series)?,
+            Panel::Percentiles => {
+                let lines: Vec<_> = series
+                    .iter()
+                    .filter(|one| has_percentiles(one.report))
+                    .map(|one| (one.name.as_str(), one.report.latency_ns()))
+                    .collect();
+                draw_percentiles(&area, &lines, "latency by percentile")?;
+            }
             Panel::Operations => {
                 let values = values_of(series, |report| report.rates.operations);
                 draw_bars(&area, series, &values, "operations per second")?;
@@ -116,22 +123,19 @@ fn draw<Backend: DrawingBackend>(
     root.present().map_err(failed)
 }
 
-fn draw_percentiles<Backend: DrawingBackend>(
+/// Draws a curve for each of these names and histograms of nanoseconds.
+pub(crate) fn draw_percentiles<Backend: DrawingBackend>(
     area: &DrawingArea<Backend, Shift>,
-    series: &[Series<'_>],
+    lines: &[(&str, &Histogram<u64>)],
+    title: &str,
 ) -> Result<()> {
-    let curves: Vec<(usize, Vec<(f64, f64)>)> = series
-        .iter()
-        .enumerate()
-        .filter(|(_, one)| has_percentiles(one.report))
-        .map(|(index, one)| (index, curve(one.report.latency_ns())))
-        .collect();
-    let points = || curves.iter().flat_map(|(_, points)| points.iter());
+    let curves: Vec<Vec<(f64, f64)>> = lines.iter().map(|(_, latency)| curve(latency)).collect();
+    let points = || curves.iter().flatten();
     let nines = points().map(|point| point.0).fold(1.0, f64::max);
     let lowest = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let highest = points().map(|point| point.1).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption("latency by percentile", (FONT, TITLE_PX))
+        .caption(title, (FONT, TITLE_PX))
         .margin(15)
         .x_label_area_size(45)
         .y_label_area_size(85)
@@ -148,12 +152,12 @@ fn draw_percentiles<Backend: DrawingBackend>(
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)?;
-    for (index, points) in curves {
+    for (index, points) in curves.into_iter().enumerate() {
         let color = Palette99::pick(index).to_rgba();
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)))
             .map_err(failed)?
-            .label(series[index].name.clone())
+            .label(lines[index].0)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(3)));
     }
     chart
@@ -242,7 +246,7 @@ fn percentile_name(nines: f64) -> String {
 }
 
 /// A number without needless digits.
-fn plain(value: f64) -> String {
+pub(crate) fn plain(value: f64) -> String {
     match value {
         value if value >= 100.0 || value == 0.0 => format!("{value:.0}"),
         value if value >= 1.0 => format!("{value:.1}"),
@@ -250,7 +254,7 @@ fn plain(value: f64) -> String {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{error}")
 }
 

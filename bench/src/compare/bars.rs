@@ -250,7 +250,7 @@ impl Bar {
         };
         let clean = results.errors(self.scenario, CORELAY).is_empty();
         let verdict = match measured {
-            Some(_) if !clean => Verdict::Miss,
+            _ if !clean => Verdict::Miss,
             Some(measured) => self.verdict(measured),
             None => Verdict::Unknown,
         };

@@ -131,10 +131,10 @@ pub(super) struct CongestionControl {
 }
 
 impl CongestionControl {
-    /// Switches to cubic if that is permitted; else the present one stays, and is named.
-    pub(super) fn fix() -> Self {
+    /// Switches to cubic if that is wanted and permitted; else the present one stays, and is named.
+    pub(super) fn fix(keep: bool) -> Self {
         let before = read(CONGESTION_CONTROL).trim().to_owned();
-        let changed = before != WANTED && fs::write(CONGESTION_CONTROL, WANTED).is_ok();
+        let changed = !keep && before != WANTED && fs::write(CONGESTION_CONTROL, WANTED).is_ok();
         Self {
             name: read(CONGESTION_CONTROL).trim().to_owned(),
             before: changed.then_some(before),

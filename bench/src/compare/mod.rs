@@ -15,6 +15,7 @@
 #![allow(clippy::print_stdout, reason = "its tables are its result")]
 
 mod bars;
+mod chart;
 mod comparison;
 mod configure;
 mod integrity;
@@ -80,6 +81,9 @@ pub struct Arguments {
     /// MiB that each proxy must carry unharmed each way before it is measured.
     #[arg(long, default_value_t = 128)]
     integrity_mib: u64,
+    /// Do not set the congestion control to cubic, which is for the whole machine.
+    #[arg(long)]
+    keep_congestion_control: bool,
     /// List scenarios and proxies, and end.
     #[arg(long)]
     list: bool,
@@ -98,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let work = tempfile::tempdir().context("making a folder for the proxies")?;
     let (installed, absent) = find_peers(arguments, work.path())?;
 
-    let congestion_control = CongestionControl::fix();
+    let congestion_control = CongestionControl::fix(arguments.keep_congestion_control);
     let all_cpus = machine::allowed_cpus();
     let (proxy_cpus, load_cpus) = divide(&all_cpus)?;
     // Servers and load start from this thread and inherit its CPUs.
@@ -123,9 +127,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let bars = bars::evaluate(&comparison.results);
     let bars_table = table::bars(&bars);
     println!("{bars_table}");
+    let machine = Machine::look();
+    let date = machine::today();
+    let name = arguments
+        .machine
+        .clone()
+        .unwrap_or_else(|| machine.short_name());
+    let folder = run_directory::create(arguments.out.as_deref(), &date, &name)?;
+    let charts = chart::draw(&comparison.results, &folder)?;
     let record = Record {
-        date: machine::today(),
-        machine: Machine::look(),
+        date,
+        machine,
         congestion_control: congestion_control.name.clone(),
         proxy_cpus: place.proxy_cpus.to_vec(),
         load_cpus: load_cpus.to_vec(),
@@ -140,13 +152,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         samples: comparison.results.samples,
     };
     println!("{}", run_directory::head(&record));
-    let folder = run_directory::create(
-        arguments.out.as_deref(),
-        &record,
-        arguments.machine.as_deref(),
-    )?;
     let tables = format!("{bars_table}\n## Scenarios\n\n{}", comparison.tables);
-    run_directory::write(&folder, &record, &tables, &[])?;
+    run_directory::write(&folder, &record, &tables, &charts)?;
     println!("written to {}", folder.display());
     Ok(())
 }

@@ -80,17 +80,11 @@ impl PeerRecord {
 }
 
 /// A folder that does not exist yet: a second run of a day must not replace the first.
-pub(super) fn create(
-    wanted: Option<&Path>,
-    record: &Record,
-    machine: Option<&str>,
-) -> Result<PathBuf> {
+pub(super) fn create(wanted: Option<&Path>, date: &str, machine: &str) -> Result<PathBuf> {
     if let Some(wanted) = wanted {
         fs::create_dir_all(wanted).with_context(|| format!("making {}", wanted.display()))?;
         return Ok(wanted.to_owned());
     }
-    let machine = machine.map_or_else(|| record.machine.short_name(), str::to_owned);
-    let date = &record.date;
     let runs = Path::new("bench/runs");
     fs::create_dir_all(runs).with_context(|| format!("making {}", runs.display()))?;
     for number in 1..=MAX_RUNS_PER_DAY {
@@ -217,5 +211,16 @@ mod tests {
         let record = PeerRecord::new("nginx", "", "", &plan, folder);
         assert_eq!(record.command, ["GOMAXPROCS=1 nginx -p . -c nginx.conf"]);
         assert_eq!(record.configuration, ["pid nginx.pid;\n"]);
+    }
+
+    #[test]
+    fn a_given_folder_is_taken_as_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let wanted = parent.path().join("a/b");
+        for _ in 0..2 {
+            let folder = create(Some(&wanted), "2026-11-21", "2cpu").unwrap();
+            assert_eq!(folder, wanted);
+            assert!(folder.is_dir());
+        }
     }
 }

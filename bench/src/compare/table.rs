@@ -217,7 +217,9 @@ pub(super) fn bars(outcomes: &[Outcome]) -> String {
         "measured (min-max)",
         "verdict",
     ]);
-    for outcome in outcomes {
+    // Bars of scenarios that did not run would only be in the way.
+    let has_run = |one: &&Outcome| one.measured.is_some() || one.verdict == Verdict::Miss;
+    for outcome in outcomes.iter().filter(has_run) {
         let sign = if outcome.good_is_high { ">=" } else { "<=" };
         let height = |height: f64| format!("{sign} {height}");
         table.row(vec![
