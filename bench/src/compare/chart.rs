@@ -7,6 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::peers::CORELAY;
 use super::results::{Results, Sample, Unit};
 use super::scenarios::{self, Scenario};
 use super::statistics::Summary;
@@ -16,6 +17,10 @@ use crate::plot::{FONT, LABEL_PX, TITLE_PX, WIDTH_PX, draw_percentiles, failed, 
 const BARS: [&str; 6] = ["bulk-1", "bulk-4", "rr-8", "rr-64", "crr-fin", "crr-rst"];
 /// Scenarios whose latency is drawn.
 const CURVES: [&str; 4] = ["rr-1", "rr-64", "mixed", "open"];
+/// Colour of Corelay's bars.
+const OWN: RGBColor = RGBColor(200, 60, 40);
+/// Colour of all others.
+const OTHERS: RGBColor = RGBColor(150, 160, 170);
 /// Height of one bar with the space around it.
 const BAR_PX: i32 = 24;
 /// Height of a panel's headline.
@@ -40,11 +45,12 @@ pub(super) fn draw(results: &Results, folder: &Path) -> Result<Vec<String>> {
         draw_bars(&panels, &folder.join("cpu.svg")).context("drawing cpu.svg")?;
     }
     for name in CURVES {
+        let latency_of = |peer| Some((peer, results.latency_ns.get(&(name, String::from(peer)))?));
         let lines: Vec<_> = results
-            .latency_ns
-            .iter()
-            .filter(|((scenario, _), latency_ns)| *scenario == name && !latency_ns.is_empty())
-            .map(|((_, peer), latency_ns)| (peer.as_str(), latency_ns))
+            .peers(name)
+            .into_iter()
+            .filter_map(latency_of)
+            .filter(|(_, latency_ns)| !latency_ns.is_empty())
             .collect();
         if lines.is_empty() {
             continue;
@@ -131,7 +137,7 @@ fn draw_panel<Backend: DrawingBackend>(
     for (index, (peer, cpu)) in panel.bars.iter().enumerate() {
         let y = top + HEAD_PX + BAR_PX * index as i32;
         let middle = y + BAR_PX / 2;
-        let color = Palette99::pick(index);
+        let color = if peer == CORELAY { OWN } else { OTHERS };
         let bar = [(NAME_PX, y + 3), (x(cpu.median), y + BAR_PX - 3)];
         root.draw(&Rectangle::new(bar, color.filled()))
             .map_err(failed)?;

@@ -15,6 +15,8 @@ use super::{integrity, table};
 const OPEN_PART: f64 = 0.5;
 /// Rounds that find the rate of the open loop, if `rr-64` did not run anyway.
 const CAPACITY_ROUNDS: usize = 1;
+/// What each proxy must be able to carry at a time: far more than any load but `idle` opens.
+const CONNECTIONS: usize = 1000;
 
 /// What is known while it goes on.
 pub(super) struct Comparison<'a> {
@@ -59,7 +61,7 @@ impl<'a> Comparison<'a> {
         let place = self.place;
         let mut contestants = Vec::new();
         for one in self.installed {
-            let contestant = Contestant::start(one.peer.name, one, &place)?;
+            let contestant = Contestant::start(one.peer.name, one, CONNECTIONS, &place)?;
             self.remember(one, &contestant);
             contestants.push(contestant);
         }
@@ -150,9 +152,9 @@ impl<'a> Comparison<'a> {
             proxy_cpus: self.all_cpus,
             ..self.place
         };
-        let one = Contestant::start(CORELAY, corelay, &self.place)?;
+        let one = Contestant::start(CORELAY, corelay, CONNECTIONS, &self.place)?;
         // Its configuration is written to the same file: the first has read it by now.
-        let all = Contestant::start(CORELAY_ALL_CPUS, corelay, &everywhere)?;
+        let all = Contestant::start(CORELAY_ALL_CPUS, corelay, CONNECTIONS, &everywhere)?;
         self.remember(corelay, &all);
         Ok(vec![one, all])
     }

@@ -38,6 +38,7 @@ use anyhow::{Context, Result, ensure};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::limits;
 use crate::load::Control;
 use comparison::Comparison;
 use machine::{CongestionControl, Machine};
@@ -45,8 +46,11 @@ use peers::{CORELAY, Installed, Places};
 use rounds::{Effort, Place};
 use run_directory::Record;
 
-/// What each proxy can carry beyond the idle connections: more than any other scenario opens.
-const SPARE_CONNECTIONS: usize = 1000;
+/// Descriptors that this process needs besides those of idle connections.
+const SPARE_DESCRIPTORS: u64 = 500;
+/// Descriptors that an idle connection needs: two here, for load and server; in the thriftiest proxy
+/// two as well, in others up to three.
+const DESCRIPTORS_PER_IDLE: u64 = 3;
 
 /// What `corelay-bench compare` takes.
 #[derive(clap::Args, Clone, Debug)]
@@ -55,7 +59,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of load per proxy and round.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.8)]
     seconds: f64,
     /// Scenarios, or groups of them (bulk, rr, crr, workers); absent = all but bulk-up.
     #[arg(long, value_delimiter = ',')]
@@ -72,8 +76,9 @@ pub struct Arguments {
     /// What the machine is called in the folder's name; absent = CPUs, model, hypervisor.
     #[arg(long)]
     machine: Option<String>,
-    /// Connections of the scenario idle.
-    #[arg(long, default_value_t = 2000)]
+    /// Connections of the scenario idle, as far as the descriptors allow. With few the kernel's huge
+    /// pages blur the result: 2 MiB are 1 KiB for each of 2,000.
+    #[arg(long, default_value_t = 6000)]
     idle_connections: usize,
     /// Requests per second of the open loop; absent = half of what the slowest proxy can do.
     #[arg(long)]
@@ -111,7 +116,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         folder: work.path(),
         proxy_cpus,
         load_cpus,
-        connections: arguments.idle_connections + SPARE_CONNECTIONS,
         pattern_bytes: arguments.integrity_bytes() / integrity::STREAMS,
         control: &control,
     };
@@ -119,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds,
         duration,
         rate: arguments.rate,
-        idle_connections: arguments.idle_connections,
+        idle_connections: fitting(arguments.idle_connections),
     };
     let mut comparison = Comparison::new(&installed, effort, place, &all_cpus);
     comparison.run(&scenarios)?;
@@ -138,6 +142,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let record = Record {
         date,
         machine,
+        revision: run_directory::revision(),
         congestion_control: congestion_control.name.clone(),
         proxy_cpus: place.proxy_cpus.to_vec(),
         load_cpus: load_cpus.to_vec(),
@@ -178,6 +183,14 @@ fn divide(all: &[usize]) -> Result<(&[usize], &[usize])> {
     ensure!(!all.is_empty(), "no CPU to run on");
     let (others, last) = all.split_at(all.len() - 1);
     Ok((last, if others.is_empty() { all } else { others }))
+}
+
+/// As many idle connections as the limit of descriptors, which the proxies inherit, has room for.
+fn fitting(connections: usize) -> usize {
+    let room = limits::raise_open_files().saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_PER_IDLE;
+    connections
+        .min(usize::try_from(room).unwrap_or(usize::MAX))
+        .max(1)
 }
 
 /// The peers that take part and are there, and what is missing for the others.

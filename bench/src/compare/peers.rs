@@ -13,6 +13,8 @@ const NGINX_MODULES: [&str; 3] = [
     "/usr/lib64/nginx/modules",
     "/usr/share/nginx/modules",
 ];
+/// The most connections to a proxy that needs a process for each.
+const MAX_PROCESSES: usize = 1000;
 /// Looked at besides `PATH`: daemons live there, and a user's `PATH` may lack them.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
 
@@ -218,6 +220,14 @@ pub(super) struct Places<'a> {
 }
 
 impl Peer {
+    /// What it can be asked to hold at a time.
+    pub(super) fn max_connections(&self) -> usize {
+        match self.kind {
+            Kind::Socat => MAX_PROCESSES,
+            _ => usize::MAX,
+        }
+    }
+
     /// Finds the program and asks for its version.
     pub(super) fn find(&'static self, places: &Places<'_>) -> Result<Installed, Absent> {
         let absent = |remedy: String| Absent { peer: self, remedy };

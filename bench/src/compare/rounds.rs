@@ -28,6 +28,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_millis(20);
 /// After connections were opened: what is freed with a delay is freed.
 const IDLE_SETTLE: Duration = Duration::from_millis(500);
+/// What a proxy must carry beyond the idle connections: those that look whether it listens.
+const SPARE_CONNECTIONS: usize = 100;
 /// Rounds of idle connections; they hardly differ.
 const IDLE_ROUNDS: usize = 3;
 /// Seed of the patterns, known to whoever verifies them.
@@ -42,8 +44,6 @@ pub(super) struct Place<'a> {
     pub(super) proxy_cpus: &'a [usize],
     /// Of the load; the servers run there too.
     pub(super) load_cpus: &'a [usize],
-    /// The most that a proxy must carry at a time.
-    pub(super) connections: usize,
     /// Length of one stream of the servers that send a pattern.
     pub(super) pattern_bytes: u64,
     pub(super) control: &'a Control,
@@ -61,8 +61,13 @@ pub(super) struct Contestant {
 }
 
 impl Contestant {
-    /// Starts servers and proxy.
-    pub(super) fn start(name: &str, installed: &Installed, place: &Place<'_>) -> Result<Self> {
+    /// Starts servers and proxy; `connections` is what the proxy must be able to carry at a time.
+    pub(super) fn start(
+        name: &str,
+        installed: &Installed,
+        connections: usize,
+        place: &Place<'_>,
+    ) -> Result<Self> {
         let servers = [
             ("echo", Server::echo()),
             ("source", Server::blast()),
@@ -84,7 +89,7 @@ impl Contestant {
         let plan = installed.plan(&Setup {
             routes: &routes,
             cpus: place.proxy_cpus,
-            connections: place.connections,
+            connections,
             folder: place.folder,
         });
         let proxy = if plan.commands.is_empty() {
@@ -262,11 +267,13 @@ pub(super) fn idle(
         for one in installed.iter().filter(|one| !one.is_direct()) {
             let name = one.peer.name;
             progress(scenario.name, round, rounds, name);
-            let contestant = Contestant::start(name, one, place)?;
+            let connections = effort.idle_connections.min(one.peer.max_connections());
+            let capacity = connections + SPARE_CONNECTIONS;
+            let contestant = Contestant::start(name, one, capacity, place)?;
             let mut sample = Sample::new(scenario.name, scenario.unit, name, round);
             let processes = contestant.processes();
             let before = UserMemory::of(&processes);
-            match idle::hold(&contestant.targets.echo, effort.idle_connections) {
+            match idle::hold(&contestant.targets.echo, connections) {
                 Ok(held) => {
                     thread::sleep(IDLE_SETTLE);
                     let after = UserMemory::of(&processes);

@@ -20,6 +20,8 @@ const MAX_RUNS_PER_DAY: usize = 1000;
 #[derive(Debug, Serialize)]
 pub(super) struct Record {
     pub(super) date: String,
+    /// Of the sources, if they are a git repository here.
+    pub(super) revision: Option<String>,
     pub(super) machine: Machine,
     pub(super) congestion_control: String,
     pub(super) proxy_cpus: Vec<usize>,
@@ -79,6 +81,17 @@ impl PeerRecord {
     }
 }
 
+/// What git calls the sources; `-dirty` if they differ from what is committed.
+pub(super) fn revision() -> Option<String> {
+    let mut git = std::process::Command::new("git");
+    let output = git
+        .args(["describe", "--always", "--dirty"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
 /// A folder that does not exist yet: a second run of a day must not replace the first.
 pub(super) fn create(wanted: Option<&Path>, date: &str, machine: &str) -> Result<PathBuf> {
     if let Some(wanted) = wanted {
@@ -108,7 +121,7 @@ pub(super) fn create(wanted: Option<&Path>, date: &str, machine: &str) -> Result
 
 /// Writes the record and the README.
 pub(super) fn write(folder: &Path, record: &Record, tables: &str, plots: &[String]) -> Result<()> {
-    let json = serde_json::to_string_pretty(record)?;
+    let json = serde_json::to_string(record)?;
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
@@ -135,8 +148,15 @@ pub(super) fn head(record: &Record) -> String {
         record.rounds,
         record.seconds,
     );
+    if let Some(revision) = &record.revision {
+        let _ = writeln!(text, "sources at {revision}");
+    }
     for peer in &record.peers {
-        let _ = writeln!(text, "{}: {}; {}", peer.name, peer.what, peer.version);
+        let version = match peer.version.as_str() {
+            "" => String::new(),
+            version => format!(" ({version})"),
+        };
+        let _ = writeln!(text, "{}: {}{version}", peer.name, peer.what);
     }
     for absent in &record.absent {
         let _ = writeln!(text, "absent: {absent}");

@@ -103,7 +103,7 @@ fn work(results: &Results, scenario: &Scenario) -> Table {
     for peer in results.peers(name) {
         let summary = |metric: Metric| results.summary(name, peer, metric);
         let ratio = |to: &str, metric: Metric| results.ratio(name, peer, to, metric);
-        let most = |figure: fn(&Sample) -> u64| results.of(name, peer).map(figure).max();
+        let most = |figure: fn(&Sample) -> u64| most(results, name, peer, figure);
         table.row(vec![
             marked(results, name, peer),
             median(summary(Sample::rate)),
@@ -115,14 +115,28 @@ fn work(results: &Results, scenario: &Scenario) -> Table {
             most(|sample| sample.resident_bytes).map_or(NOTHING.into(), mebibytes),
             most(|sample| sample.threads).map_or(NOTHING.into(), |most| most.to_string()),
             most(|sample| sample.io_workers).map_or(NOTHING.into(), |most| most.to_string()),
-            format!(
-                "{} / {}",
-                median(summary(Sample::voluntary)),
-                median(summary(Sample::involuntary))
-            ),
+            switches(results, name, peer),
         ]);
     }
     table
+}
+
+/// The most over the rounds; none of the control, which has no process.
+fn most(results: &Results, name: &str, peer: &str, figure: fn(&Sample) -> u64) -> Option<u64> {
+    let proxies = results.of(name, peer).filter(|sample| sample.threads > 0);
+    proxies.map(figure).max()
+}
+
+fn switches(results: &Results, name: &str, peer: &str) -> String {
+    if most(results, name, peer, |sample| sample.threads).is_none() {
+        return NOTHING.to_owned();
+    }
+    let per_work = |metric: Metric| median(results.summary(name, peer, metric));
+    format!(
+        "{} / {}",
+        per_work(Sample::voluntary),
+        per_work(Sample::involuntary)
+    )
 }
 
 fn latency(results: &Results, name: &str) -> Table {
@@ -168,7 +182,7 @@ fn memory(results: &Results, name: &str) -> Table {
         |summary: Option<Summary>| summary.map_or(NOTHING.into(), |s| format!("{:.0}", s.median));
     for peer in results.peers(name) {
         let summary = |metric: Metric| results.summary(name, peer, metric);
-        let most = |figure: fn(&Sample) -> u64| results.of(name, peer).map(figure).max();
+        let most = |figure: fn(&Sample) -> u64| most(results, name, peer, figure);
         let anonymous = summary(Sample::idle_anonymous);
         table.row(vec![
             marked(results, name, peer),
