@@ -27,6 +27,7 @@ pub(super) fn check(contestants: &[Contestant], place: &Place<'_>) -> Result<()>
                 connections: STREAMS as usize,
                 cpus: place.load_cpus.to_vec(),
                 duration: DEADLINE,
+                fail_fast: true,
                 direction,
                 bytes: Some(place.pattern_bytes),
                 verify: true,
@@ -47,4 +48,53 @@ pub(super) fn check(contestants: &[Contestant], place: &Place<'_>) -> Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::machine;
+    use crate::compare::peers::{self, Places};
+    use crate::load::Control;
+    use crate::servers::Server;
+
+    #[test]
+    fn a_wrong_byte_and_a_missing_digest_fail_and_the_control_passes() {
+        let work = tempfile::tempdir().unwrap();
+        let nowhere = Places {
+            corelay: work.path(),
+            beside: work.path(),
+            work: work.path(),
+        };
+        let direct = peers::by_name("direct").unwrap().find(&nowhere).unwrap();
+        let cpus = machine::allowed_cpus();
+        let place = Place {
+            folder: work.path(),
+            proxy_cpus: &cpus,
+            load_cpus: &cpus,
+            pattern_bytes: 100_000,
+            control: &Control::new(),
+        };
+        let start = || Contestant::start("direct", &direct, 10, &place).unwrap();
+        check(&[start()], &place).unwrap();
+
+        let wrong_seed = Server::source(place.pattern_bytes, PATTERN_SEED + 1);
+        let wrong_seed = wrong_seed.start().unwrap();
+        let mut harmed = start();
+        harmed.targets.pattern = wrong_seed.endpoint().clone();
+        let error = format!("{:#}", check(&[harmed], &place).unwrap_err());
+        assert!(error.contains("direct, down"), "{error}");
+
+        let cut = Server::source(place.pattern_bytes - 1, PATTERN_SEED);
+        let cut = cut.start().unwrap();
+        let mut short = start();
+        short.targets.pattern = cut.endpoint().clone();
+        check(&[short], &place).unwrap_err();
+
+        let silent = Server::discard().start().unwrap();
+        let mut silenced = start();
+        silenced.targets.digest = silent.endpoint().clone();
+        let error = format!("{:#}", check(&[silenced], &place).unwrap_err());
+        assert!(error.contains("direct, up"), "{error}");
+    }
 }
