@@ -200,6 +200,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     fn note_acknowledged(&mut self, now_ms: u64, id: PairId) {
         for end in End::BOTH {
             let pair = live(&mut self.slots, id);
+            if pair.was_reset_by(end) {
+                // What was sent to it is gone.
+                continue;
+            }
             let now = self.io.unacknowledged_bytes(pair.socket(end));
             if std::mem::replace(&mut pair.unacknowledged[end as usize], now) != now {
                 pair.last_activity_ms = now_ms;
@@ -253,7 +257,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
         for end in End::BOTH {
             let pair = live(&mut self.slots, id);
-            if how == Closing::Reset {
+            // An end that reset us has nothing left to reset.
+            if how == Closing::Reset && !pair.was_reset_by(end) {
                 self.io.linger_zero(pair.socket(end));
             }
             self.cancel_receive(id, end);

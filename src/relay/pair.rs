@@ -208,6 +208,12 @@ impl<I: Io, R> Pair<I, R> {
         max_age_ms.is_some_and(|max| now_ms > self.started_ms + max)
     }
 
+    /// Whether the session ends because this end reset it: its socket is dead.
+    pub(super) fn was_reset_by(&self, end: End) -> bool {
+        let by_it = |reason: CloseReason| reason.side == end.side() && reason.cause == Cause::Reset;
+        self.failed[end as usize] && self.reason.is_some_and(by_it)
+    }
+
     /// Whether bytes were received that the other end has not taken.
     pub(super) fn has_undelivered(&self) -> bool {
         self.directions
