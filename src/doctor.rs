@@ -148,6 +148,8 @@ pub struct Needs {
     pub lowest_port: Option<u16>,
     /// Servers with a TCP address; a name counts as one.
     pub tcp_servers: u64,
+    /// Memory that each core pins for zero-copy sends, in bytes; `None` if they are off.
+    pub pinned_bytes: Option<u64>,
 }
 
 impl Needs {
@@ -190,6 +192,10 @@ impl Needs {
             // Port 0 asks for any free one.
             lowest_port: ports.chain(admin_port).filter(|port| *port != 0).min(),
             tcp_servers: servers.filter(|server| is_tcp(&server.address)).count() as u64,
+            pinned_bytes: config
+                .relay
+                .zero_copy_send
+                .then(|| u64::from(config.buffers.size_bytes) * u64::from(config.buffers.per_core)),
         }
     }
 
@@ -210,6 +216,7 @@ impl Default for Needs {
             backlog_max: 0,
             lowest_port: None,
             tcp_servers: 1,
+            pinned_bytes: None,
         }
     }
 }

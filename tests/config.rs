@@ -160,7 +160,11 @@ fn absent_settings_have_the_documented_defaults() {
             drain: Duration::from_secs(30),
         }
     );
-    assert_eq!(config.relay, Relay { mover: Mover::Auto });
+    let relay = Relay {
+        mover: Mover::Auto,
+        zero_copy_send: false,
+    };
+    assert_eq!(config.relay, relay);
     let keepalive = Keepalive {
         idle: Duration::from_secs(60),
         interval: Duration::from_secs(10),

@@ -72,7 +72,13 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 
 /// Small messages are cheaper to copy, streams to splice; which one it is shows in the traffic.
-pub const DEFAULT_RELAY: Relay = Relay { mover: Mover::Auto };
+/// Zero copy pins the slab and pays only on real network cards: somebody has to want it.
+pub const DEFAULT_RELAY: Relay = Relay {
+    mover: Mover::Auto,
+    zero_copy_send: false,
+};
+/// Smaller sends are never zero-copy, so that smaller buffers make the option pointless, in bytes.
+pub const ZERO_COPY_MIN_BYTES: u32 = 8 << 10;
 
 /// A dead peer is noticed after 60 + 3 × 10 = 90 s of silence.
 pub const DEFAULT_KEEPALIVE: Keepalive = Keepalive {

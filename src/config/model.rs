@@ -72,6 +72,8 @@ pub struct Timeouts {
 pub struct Relay {
     /// Which movers may be used.
     pub mover: Mover,
+    /// Whether large copied messages are sent by `SEND_ZC`.
+    pub zero_copy_send: bool,
 }
 
 /// Which movers may be used.

@@ -45,7 +45,13 @@ pub fn render(config: &Config) -> String {
                 ("drain", duration(timeouts.drain)),
             ]),
         ),
-        ("relay", mapping([("mover", word(&MOVERS, &relay.mover))])),
+        (
+            "relay",
+            mapping([
+                ("mover", word(&MOVERS, &relay.mover)),
+                ("zero_copy_send", relay.zero_copy_send.into()),
+            ]),
+        ),
         (
             "tcp",
             mapping([

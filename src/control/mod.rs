@@ -30,9 +30,10 @@ use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
 use crate::relay::RelayOptions;
 use crate::relay::bulk::{MoverChoice, Thresholds};
+use crate::ring::zero_copy::ZERO_COPY_MIN_BYTES;
 use crate::ring::{RingError, RingOptions};
 use crate::sys::limits::KernelVersion;
-use crate::sys::{affinity, probe, process, socket};
+use crate::sys::{affinity, limits, probe, process, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
@@ -111,6 +112,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let fds_max = process::raise_max_fds();
     let ring_features = check_host()?;
+    check_zero_copy(config, &ring_features)?;
     let resolved = resolve::resolve(config)?;
     let cpus = choose_cpus(&config.workers)?;
     let options = socket_options(config);
@@ -257,6 +259,18 @@ fn check_host() -> Result<Vec<(&'static str, bool)>, RunError> {
         .collect())
 }
 
+const _: () = assert!(ZERO_COPY_MIN_BYTES == crate::config::limits::ZERO_COPY_MIN_BYTES);
+
+/// Zero-copy sends need what no other part does; the message says how to do without.
+fn check_zero_copy(config: &Config, features: &[(&'static str, bool)]) -> Result<(), RunError> {
+    if config.relay.zero_copy_send && !features.contains(&("send_zc", true)) {
+        return Err(RunError::HostUnfit(
+            "relay.zero_copy_send needs SEND_ZC with usage reports, which Linux has since 6.2; nothing was started; run Linux 6.2 or newer, or set it to false".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 /// A core that could not start, in the words of the probe where the kernel refused a ring.
 fn core_failed(core: CoreId, error: StartError) -> RunError {
     if let StartError::Ring(
@@ -267,6 +281,13 @@ fn core_failed(core: CoreId, error: StartError) -> RunError {
     {
         let blocked = probe::classify(errno, &probe::Surroundings::read());
         return RunError::HostUnfit(format!("core {core}: {blocked}"));
+    }
+    if let StartError::Ring(error @ RingError::FixedBuffers { bytes, .. }) = &error {
+        let limit = limits::locked_memory().map_or(0, |limit| limit.soft);
+        return RunError::HostUnfit(format!(
+            "core {core}: {error} (RLIMIT_MEMLOCK is {limit} bytes); relay.zero_copy_send pins that much memory on each core; nothing was started; set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited` (at least {} KiB per core), lower buffers.per_core, or set relay.zero_copy_send to false",
+            bytes / 1024
+        ));
     }
     RunError::Core { core, error }
 }
@@ -464,6 +485,11 @@ fn service(
                 ..Thresholds::DEFAULT
             },
             pipes_max,
+            zero_copy_min_bytes: if config.relay.zero_copy_send {
+                ZERO_COPY_MIN_BYTES
+            } else {
+                u32::MAX
+            },
         },
         connect_timeout: config.timeouts.connect,
     }
@@ -482,6 +508,7 @@ fn ring_options(config: &Config, fds_max: u64, cores: usize) -> RingOptions {
         buffer_bytes: config.buffers.size_bytes,
         buffers: config.buffers.per_core,
         cq_entries: test_cq_entries().unwrap_or(u32::try_from(wanted).unwrap_or(u32::MAX / 2)),
+        zero_copy_send: config.relay.zero_copy_send,
     }
 }
 

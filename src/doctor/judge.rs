@@ -21,9 +21,9 @@ const PIPE_PAGES_MIN: i64 = 16_384;
 /// Judges every fact, in the order in which a person would mend things.
 pub fn judge(facts: &HostFacts, needs: &Needs) -> Vec<Finding> {
     let mut findings = vec![kernel(facts), io_uring(facts)];
-    findings.extend(ring_features(facts));
+    findings.extend(ring_features(facts, needs));
     findings.push(rings(facts, needs));
-    findings.push(locked_memory(facts));
+    findings.push(locked_memory(facts, needs));
     findings.push(open_files(facts, needs));
     findings.push(cpus(facts, needs));
     findings.push(low_ports(facts, needs));
@@ -84,14 +84,20 @@ fn io_uring(facts: &HostFacts) -> Finding {
     }
 }
 
-fn ring_features(facts: &HostFacts) -> Vec<Finding> {
+fn ring_features(facts: &HostFacts, needs: &Needs) -> Vec<Finding> {
     let features = facts.io_uring.as_deref().unwrap_or_default();
     let judge = |feature: &crate::sys::probe::Feature| {
         let (since, purpose) = (feature.since, feature.purpose);
         if feature.present {
             return ok(feature.name, purpose.to_owned());
         }
-        let (verdict, remedy) = if feature.needed {
+        let wanted = feature.name == "send_zc" && needs.pinned_bytes.is_some();
+        let (verdict, remedy) = if wanted {
+            (
+                Verdict::Fail,
+                format!("boot Linux {since} or newer, or set relay.zero_copy_send to false"),
+            )
+        } else if feature.needed {
             (
                 Verdict::Fail,
                 format!("boot Linux {since} or newer; Corelay needs it"),
@@ -129,7 +135,7 @@ fn rings(facts: &HostFacts, needs: &Needs) -> Finding {
     }
 }
 
-fn locked_memory(facts: &HostFacts) -> Finding {
+fn locked_memory(facts: &HostFacts, needs: &Needs) -> Finding {
     let limit = facts.locked_memory.soft;
     if facts.may_lock_all {
         return ok(
@@ -139,6 +145,19 @@ fn locked_memory(facts: &HostFacts) -> Finding {
     }
     if limit == Limit::UNLIMITED {
         return ok("memlock", "unlimited".to_owned());
+    }
+    let pinned = needs.pinned_bytes.unwrap_or(0) * needs.cores_on(&facts.cpus) as u64;
+    if pinned > limit {
+        return bad(
+            "memlock",
+            Verdict::Fail,
+            format!(
+                "{}, and relay.zero_copy_send pins {}",
+                bytes(limit),
+                bytes(pinned)
+            ),
+            "set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`; or lower buffers.per_core, or set relay.zero_copy_send to false".to_owned(),
+        );
     }
     bad(
         "memlock",

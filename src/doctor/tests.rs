@@ -149,6 +149,39 @@ fn little_locked_memory_warns_and_fails_when_the_rings_do_not_fit() {
 }
 
 #[test]
+fn zero_copy_sends_need_a_kernel_and_locked_memory() {
+    let needs = Needs {
+        pinned_bytes: Some(64 << 20),
+        ..Needs::default()
+    };
+    let old = HostFacts {
+        io_uring: Ok(vec![feature("send_zc", false, false)]),
+        ..good()
+    };
+    let (verdict, text) = only(&old, &needs, "send_zc");
+    assert_eq!(verdict, Verdict::Fail);
+    assert!(text.contains("relay.zero_copy_send"), "{text}");
+    assert_eq!(
+        only(&old, &Needs::default(), "send_zc").0,
+        Verdict::Warn,
+        "only who wants it needs it"
+    );
+    // Four cores.
+    let small = |soft| HostFacts {
+        locked_memory: Limit { soft, hard: soft },
+        ..good()
+    };
+    let (verdict, text) = only(&small(255 << 20), &needs, "memlock");
+    assert_eq!(verdict, Verdict::Fail);
+    assert!(
+        text.contains("262144 KiB") && text.contains("LimitMEMLOCK=infinity"),
+        "{text}"
+    );
+    let (verdict, _) = only(&small(256 << 20), &needs, "memlock");
+    assert_eq!(verdict, Verdict::Warn);
+}
+
+#[test]
 fn few_descriptors_warn_and_too_few_fail() {
     let with = |hard| HostFacts {
         open_files: Limit { soft: hard, hard },

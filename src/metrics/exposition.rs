@@ -495,6 +495,27 @@ fn movers(page: &mut Page, scrape: &Scrape<'_>) {
         "Low-water marks lowered because too few bytes came within a millisecond.",
     );
     page.per_core(scrape, |core| core.movers.low_water_guards_total);
+    page.gauge(
+        "corelay_zero_copy_send",
+        "1 while large sends are zero-copy, 0 if that is off or switched itself off.",
+    );
+    page.per_core(scrape, |core| core.movers.zero_copy_is_on.into());
+    page.counter(
+        "corelay_zero_copy_sends_total",
+        "Zero-copy sends that are over, and whether the kernel copied them after all.",
+    );
+    for core in scrape.cores {
+        let movers = &core.movers;
+        let id = core.core;
+        page.sample(
+            &format!("core=\"{id}\",result=\"zero_copy\""),
+            movers.zero_copy_sends_total,
+        );
+        page.sample(
+            &format!("core=\"{id}\",result=\"copied\""),
+            movers.copied_sends_total,
+        );
+    }
 }
 
 fn ring(page: &mut Page, scrape: &Scrape<'_>) {

@@ -245,6 +245,12 @@ pub struct MoversMetrics {
     pub pipes_held: u64,
     /// Low-water marks lowered because too few bytes came in time.
     pub low_water_guards_total: u64,
+    /// Zero-copy sends are asked for and not switched off.
+    pub zero_copy_is_on: bool,
+    /// Zero-copy sends that the kernel did not copy.
+    pub zero_copy_sends_total: u64,
+    /// And those that it copied after all.
+    pub copied_sends_total: u64,
 }
 
 impl MoversMetrics {

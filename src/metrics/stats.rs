@@ -209,6 +209,14 @@ fn movers(core: &CoreMetrics) -> Value {
         "low_water_guards".to_owned(),
         core.movers.low_water_guards_total.into(),
     );
+    movers.insert(
+        "zero_copy".to_owned(),
+        json!({
+            "on": core.movers.zero_copy_is_on,
+            "sends": core.movers.zero_copy_sends_total,
+            "copied_sends": core.movers.copied_sends_total,
+        }),
+    );
     Value::Object(movers)
 }
 

@@ -44,8 +44,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             .expect("asked for by progress");
         let to = pair.socket(from.other());
         let token = token(id, Operation::Send, from);
-        self.io
-            .send(to, &chunk.buffer, chunk.from, chunk.len, token);
+        if pair.wants_zero_copy(from, self.options.zero_copy_min_bytes) {
+            self.io
+                .send_zero_copy(to, &chunk.buffer, chunk.from, chunk.len, token);
+        } else {
+            self.io
+                .send(to, &chunk.buffer, chunk.from, chunk.len, token);
+        }
     }
 
     /// The ring sent what the destination took at once.
@@ -65,6 +70,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         match -result {
             libc::ECANCELED | libc::EINTR => {}
             libc::EAGAIN => self.wait_for_peer(id, from),
+            // Such as a unix socket. Nothing was sent; from now on it is asked to copy.
+            libc::EOPNOTSUPP if self.live(id).zero_copy[from.other() as usize] => {
+                self.live(id).zero_copy[from.other() as usize] = false;
+            }
             errno @ 1.. => self.on_failure(now_us, id, from.other(), cause_of(errno)),
             // What is left of the piece is sent at once, or waits.
             _ => {}

@@ -37,6 +37,16 @@ pub trait Io {
     /// Sends what the socket takes of `from..len` of a buffer when it is submitted; completes with
     /// EAGAIN if that is nothing. The buffer stays put until then.
     fn send(&mut self, socket: &Self::Socket, buffer: &Buffer, from: u32, len: u32, token: Token);
+    /// As [`Io::send`], but the kernel may read the buffer for longer than the operation takes, also
+    /// after [`Io::release`]; completes with EOPNOTSUPP if the socket is unable to.
+    fn send_zero_copy(
+        &mut self,
+        socket: &Self::Socket,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    );
     /// Sends what the socket takes at once; `WouldBlock` if nothing.
     fn send_now(&mut self, socket: &Self::Socket, pieces: &[Piece<'_>]) -> io::Result<usize>;
     /// Completes each time the socket sends FIN (io_uring reports it unasked), fails or hangs up.
@@ -101,6 +111,17 @@ impl Io for RelayRing {
 
     fn send(&mut self, socket: &OwnedFd, buffer: &Buffer, from: u32, len: u32, token: Token) {
         RelayRing::send(self, socket.as_fd(), buffer, from, len, token);
+    }
+
+    fn send_zero_copy(
+        &mut self,
+        socket: &OwnedFd,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    ) {
+        RelayRing::send_zero_copy(self, socket.as_fd(), buffer, from, len, token);
     }
 
     fn send_now(&mut self, socket: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {

@@ -53,6 +53,8 @@ pub struct RelayOptions {
     pub thresholds: Thresholds,
     /// Pipes of this core, at most; two descriptors each.
     pub pipes_max: usize,
+    /// Sends of at least this many bytes are zero-copy; `u32::MAX` is none.
+    pub zero_copy_min_bytes: u32,
 }
 
 /// How a session ended.
@@ -170,6 +172,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             mover_switches: 0,
             delivered_bytes: [0; 2],
             put_off: [false; 2],
+            zero_copy: [true; 2],
             watching: [false; 2],
             polling: [false; 2],
             retrying: [false; 2],
@@ -439,6 +442,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let mut spent_bytes = 0;
         let send_inline = self.send_inline;
         let budget_bytes = self.options.thresholds.budget_bytes;
+        let zero_copy_min_bytes = self.options.zero_copy_min_bytes;
         while let Some(pair) = self.pair(id) {
             if pair.phase == Phase::Closing || pair.put_off[from as usize] {
                 return;
@@ -462,7 +466,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     self.put_off(id, from);
                     return;
                 }
-                Step::Send if !send_inline && pair.queues[from as usize].len() == 1 => {
+                Step::Send
+                    if pair.queues[from as usize].len() == 1
+                        && (!send_inline || pair.wants_zero_copy(from, zero_copy_min_bytes)) =>
+                {
                     self.send(id, from);
                 }
                 Step::Send => {

@@ -151,6 +151,8 @@ pub(super) struct Pair<I: Io, R> {
     pub put_off: [bool; 2],
     /// Waits for room in flight, by the end that the bytes come from.
     pub polling: [bool; 2],
+    /// The end's socket can do zero-copy sends, as far as is known.
+    pub zero_copy: [bool; 2],
     /// Watches in flight, by end.
     pub watching: [bool; 2],
     /// Unacknowledged bytes when they were last looked at, by the end that they go to.
@@ -184,7 +186,14 @@ impl<I: Io, R> Pair<I, R> {
         }
     }
 
-    /// Operations in flight.
+    /// Whether the head of the queue is worth a zero-copy send.
+    pub(super) fn wants_zero_copy(&self, from: End, min_bytes: u32) -> bool {
+        let head = self.queues[from as usize].front();
+        head.is_some_and(|chunk| chunk.len - chunk.from >= min_bytes)
+            && self.zero_copy[from.other() as usize]
+    }
+
+    /// Operations in flight, notifications of zero-copy sends aside: those outlive a session.
     pub(super) fn operations(&self) -> usize {
         End::BOTH
             .iter()

@@ -2,13 +2,20 @@
 //!
 //! One mapping is cut into equal buffers. The first three quarters belong to the *fast* group, the
 //! rest to the *slow* group, from which a direction takes while its peer does not keep up, so that
-//! slow readers never starve the others. A buffer is always in exactly one of three places:
+//! slow readers never starve the others. A buffer is always in exactly one of these places:
 //!
 //! ```text
 //!   FREE (LIFO stack) ──offer──> IN_RING (kernel may write) ──completion──> HELD (ours) ──┐
-//!     ▲                              ▲                                                    │
-//!     └──── window is full ──────────┴──────────── release ───────────────────────────────┘
+//!     ▲                              ▲                                       │ ▲          │
+//!     │                              │                                   lend│ │returned  │
+//!     │                              │                                       ▼ │          │
+//!     │                              │      LENT (kernel may read) <──release── SHARED    │
+//!     │                              │            │returned                               │
+//!     └──── window is full ──────────┴────────────┴──────── release ──────────────────────┘
 //! ```
+//!
+//! Only a zero-copy send lends: there the kernel reads on after the send's completion, and whoever
+//! releases the buffer meanwhile need not know.
 //!
 //! A buffer ring is FIFO, so that small messages cycle through all of it; only a window of each
 //! group is therefore offered to the kernel, doubled when the kernel runs out and halved when it
@@ -47,6 +54,10 @@ enum Place {
     Free,
     InRing,
     Held,
+    /// Held, and the kernel reads it.
+    Shared,
+    /// Released by its holder, and the kernel still reads it.
+    Lent,
 }
 
 #[cfg(test)]
@@ -61,6 +72,10 @@ impl Buffer {
 const WINDOW_FIRST: [u16; 2] = [64, 16];
 /// A window is halved after this many releases during which the kernel never used half of it.
 const SHRINK_AFTER_RELEASES: u32 = 65_536;
+/// The kernel lets one fixed buffer be 1 GiB at most (io_uring_register(2)).
+const FIXED_MAX_BYTES: usize = 1 << 30;
+/// The kernel may hold one in so many buffers for zero-copy sends: half of what slow readers have.
+const LENT_SHARE: usize = 8;
 /// What debug builds write into released buffers.
 const POISON: u8 = 0xDB;
 
@@ -87,6 +102,8 @@ pub struct BufferPool {
     size_bytes: u32,
     places: Vec<Place>,
     shares: [Share; 2],
+    /// Buffers that the kernel reads for a zero-copy send.
+    lent: usize,
     exhausted_total: u64,
 }
 
@@ -108,6 +125,7 @@ impl BufferPool {
                 Share::new(0, fast, WINDOW_FIRST[0])?,
                 Share::new(fast, slow, WINDOW_FIRST[1])?,
             ],
+            lent: 0,
             exhausted_total: 0,
         })
     }
@@ -126,6 +144,32 @@ impl BufferPool {
             self.fill(group);
         }
         Ok(())
+    }
+
+    /// Registers the slab as fixed buffers, which pins all of it in memory.
+    pub(super) fn register_fixed(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        let chunk_bytes = self.chunk_buffers() * self.size_bytes as usize;
+        let base = self.slab.base().as_ptr();
+        let chunks: Vec<libc::iovec> = (0..self.slab.len())
+            .step_by(chunk_bytes)
+            .map(|offset| libc::iovec {
+                iov_base: base.wrapping_add(offset).cast(),
+                iov_len: chunk_bytes.min(self.slab.len() - offset),
+            })
+            .collect();
+        // SAFETY: every chunk lies inside the slab, which this pool owns; the pool is dropped after the
+        // ring (see `RelayRing`'s field order), and pinned pages outlive even their mapping.
+        unsafe { submitter.register_buffers(&chunks) }
+    }
+
+    /// The fixed buffer that a buffer lies in, as registered by `register_fixed`.
+    pub(super) fn fixed_index(&self, id: u16) -> u16 {
+        (usize::from(id) / self.chunk_buffers()) as u16
+    }
+
+    /// Whole buffers in one fixed buffer.
+    fn chunk_buffers(&self) -> usize {
+        FIXED_MAX_BYTES / self.size_bytes as usize
     }
 
     /// Size of one buffer, in bytes.
@@ -174,7 +218,8 @@ impl BufferPool {
 
     /// The first `len` bytes of a held buffer.
     pub fn bytes(&self, buffer: &Buffer, len: u32) -> &[u8] {
-        assert!(len <= self.size_bytes && self.places[usize::from(buffer.0)] == Place::Held);
+        let place = self.places[usize::from(buffer.0)];
+        assert!(len <= self.size_bytes && matches!(place, Place::Held | Place::Shared));
         // SAFETY: a held buffer lies inside the slab, is initialised (mapped zeroed), and the kernel
         // does not write to it: it is neither in a buffer ring nor the target of any operation.
         unsafe { std::slice::from_raw_parts(self.address(buffer.0), len as usize) }
@@ -185,16 +230,42 @@ impl BufferPool {
         usize::from(self.shares[group as usize].in_ring)
     }
 
-    /// Gives a buffer back.
+    /// Lets the kernel read a held buffer until [`BufferPool::returned`]. `None` if it reads this one
+    /// already, or if it has its share: slow readers must not keep all buffers from the others.
+    pub(crate) fn lend(&mut self, buffer: &Buffer) -> Option<u16> {
+        let lent_max = self.places.len() / LENT_SHARE;
+        let place = &mut self.places[usize::from(buffer.0)];
+        if *place != Place::Held || self.lent >= lent_max {
+            return None;
+        }
+        *place = Place::Shared;
+        self.lent += 1;
+        Some(buffer.0)
+    }
+
+    /// The kernel does not read a lent buffer any more.
+    pub(crate) fn returned(&mut self, id: u16) {
+        self.lent -= 1;
+        match self.places[usize::from(id)] {
+            Place::Shared => self.places[usize::from(id)] = Place::Held,
+            Place::Lent => self.free(id),
+            other => panic!("buffer {id} was not lent: {other:?}"),
+        }
+    }
+
+    /// Gives a buffer back. One that the kernel still reads is free when it does not any more.
     pub fn release(&mut self, buffer: Buffer) {
         let id = buffer.0;
-        assert_eq!(
-            self.places[usize::from(id)],
-            Place::Held,
-            "buffer {id} released twice"
-        );
+        match self.places[usize::from(id)] {
+            Place::Held => self.free(id),
+            Place::Shared => self.places[usize::from(id)] = Place::Lent,
+            _ => panic!("buffer {id} released twice"),
+        }
+    }
+
+    fn free(&mut self, id: u16) {
         if cfg!(debug_assertions) {
-            // SAFETY: the buffer is held, so that nobody else reads or writes these bytes.
+            // SAFETY: the buffer was held or lent and is not any more: nobody reads or writes it.
             unsafe {
                 self.address(id)
                     .write_bytes(POISON, self.size_bytes as usize)
@@ -264,6 +335,14 @@ impl BufferPool {
         for group in Group::ALL {
             self.fill(group);
         }
+    }
+
+    /// What the kernel reads of a lent buffer, whether its holder has released it or not.
+    pub fn kernel_reads(&self, id: u16) -> &[u8] {
+        let place = self.places[usize::from(id)];
+        assert!(matches!(place, Place::Shared | Place::Lent), "{place:?}");
+        // SAFETY: a lent buffer lies inside the slab, is initialised, and nobody writes to it.
+        unsafe { std::slice::from_raw_parts(self.address(id), self.size_bytes as usize) }
     }
 
     /// Takes the oldest buffer of the group's ring and fills it, as a receive does.

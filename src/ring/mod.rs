@@ -5,6 +5,9 @@
 //! Not here: what a completion means. See io_uring(7), io_uring_setup(2), io_uring_enter(2).
 
 pub mod buffers;
+#[cfg(test)]
+mod tests;
+pub mod zero_copy;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -14,6 +17,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 pub use buffers::{Buffer, BufferPool, Group};
+use zero_copy::{ZeroCopy, ZeroCopyStats, is_zero_copy};
 
 /// Submission entries. A pass that needs more submits in between.
 const SQ_ENTRIES: u32 = 512;
@@ -27,7 +31,7 @@ pub type Token = u64;
 /// A cancel request's own completion, which nobody waits for.
 const TOKEN_CANCEL: Token = Token::MAX;
 /// Tokens from here on are reserved: callers use smaller ones.
-pub const TOKEN_RESERVED: Token = Token::MAX - 15;
+pub const TOKEN_RESERVED: Token = zero_copy::TOKEN_FIRST;
 
 /// Why a ring could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,14 @@ pub enum RingError {
     /// IORING_REGISTER_PBUF_RING failed.
     #[error("registering the buffer ring: {0}")]
     BufferRing(#[source] io::Error),
+    /// The slab could not be registered as fixed buffers, for zero-copy sends.
+    #[error("registering {bytes} bytes of buffers for zero-copy sends: {source}")]
+    FixedBuffers {
+        /// Size of the slab.
+        bytes: usize,
+        /// What the kernel said; ENOMEM is RLIMIT_MEMLOCK.
+        source: io::Error,
+    },
 }
 
 /// How a ring is made.
@@ -52,6 +64,8 @@ pub struct RingOptions {
     pub buffers: u32,
     /// Completion queue entries; rounded up to a power of two, at most 65,536.
     pub cq_entries: u32,
+    /// Large sends may be zero-copy: pins the whole slab in memory.
+    pub zero_copy_send: bool,
 }
 
 /// One finished operation, or one shot of a multishot one.
@@ -110,6 +124,7 @@ pub struct RelayRing {
     // Field order is drop order: the ring goes before the memory that is registered with it.
     ring: IoUring,
     buffers: BufferPool,
+    zero_copy: Option<ZeroCopy>,
     stats: RingStats,
 }
 
@@ -129,9 +144,21 @@ impl RelayRing {
             .build(SQ_ENTRIES.min(cq_entries))
             .map_err(RingError::Setup)?;
         buffers.register(&ring.submitter())?;
+        let zero_copy = if options.zero_copy_send {
+            buffers
+                .register_fixed(&ring.submitter())
+                .map_err(|source| RingError::FixedBuffers {
+                    bytes: options.buffer_bytes as usize * options.buffers as usize,
+                    source,
+                })?;
+            Some(ZeroCopy::new(buffers.total()))
+        } else {
+            None
+        };
         Ok(Self {
             ring,
             buffers,
+            zero_copy,
             stats: RingStats::default(),
         })
     }
@@ -154,6 +181,13 @@ impl RelayRing {
     /// Counters.
     pub fn stats(&self) -> RingStats {
         self.stats
+    }
+
+    /// Counters of zero-copy sends.
+    pub fn zero_copy_stats(&self) -> ZeroCopyStats {
+        self.zero_copy
+            .as_ref()
+            .map_or_else(ZeroCopyStats::default, ZeroCopy::stats)
     }
 
     /// Receives into a buffer of `group`'s ring.
@@ -191,6 +225,33 @@ impl RelayRing {
             .build();
         self.stats.sends_total += 1;
         self.push(entry, token);
+    }
+
+    /// As [`RelayRing::send`], without copying where that is switched on and a share of the buffers is
+    /// left for it; worth it from [`zero_copy::ZERO_COPY_MIN_BYTES`] on. A socket that is unable to
+    /// completes with EOPNOTSUPP.
+    ///
+    /// The caller may release the buffer after the completion, as always; the kernel may read it for
+    /// longer, and the pool sees to that.
+    pub fn send_zero_copy(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    ) {
+        if let Some(zero_copy) = self.zero_copy.as_mut().filter(|it| it.is_on())
+            && let Some(id) = self.buffers.lend(buffer)
+        {
+            let bytes = &self.buffers.bytes(buffer, len)[from as usize..];
+            let fixed = self.buffers.fixed_index(id);
+            let (entry, token) = zero_copy.send(socket.as_raw_fd(), id, fixed, bytes, token);
+            self.stats.sends_total += 1;
+            self.push(entry, token);
+        } else {
+            self.send(socket, buffer, from, len, token);
+        }
     }
 
     /// Sends what the socket takes at once from up to [`GATHER_MAX`] pieces (sendmsg(2)).
@@ -285,6 +346,18 @@ impl RelayRing {
             }
             let more = cqueue::more(entry.flags());
             finished += u64::from(!more);
+            if is_zero_copy(token) {
+                let zero_copy = self.zero_copy.as_mut().expect("it made the token");
+                if let Some(token) = zero_copy.on_completion(&entry, buffers) {
+                    into.push(Completion {
+                        token,
+                        result: entry.result(),
+                        buffer: None,
+                        more: false,
+                    });
+                }
+                continue;
+            }
             into.push(Completion {
                 token,
                 result: entry.result(),
@@ -304,7 +377,8 @@ impl RelayRing {
             // SAFETY: receives take their buffer from a registered ring, whose memory outlives this
             // ring (see the order of the fields). A send reads a held buffer of this ring's pool,
             // inside a slab that is never unmapped before the ring; who releases it too early sends
-            // wrong bytes but reads no foreign memory.
+            // wrong bytes but reads no foreign memory. A zero-copy send reads pages that are pinned for
+            // as long as the kernel needs them.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }

@@ -7,6 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
 
+use io_uring::types::Fd;
 use io_uring::{IoUring, opcode, register};
 
 use super::limits::{self, Capability, KernelVersion, Limit};
@@ -239,6 +240,7 @@ pub fn io_uring() -> Result<Vec<Feature>, Blocked> {
         nodrop: params.is_feature_nodrop(),
         buffer_ring: has_buffer_ring(&plain),
         send_zc: has_opcode(&plain, opcode::SendZc::CODE),
+        copy_reports: IoUring::new(PROBE_ENTRIES).is_ok_and(reports_copies),
         no_sqarray: no_sqarray.is_ok(),
         recv_bundle: params.is_feature_recvsend_bundle(),
     }))
@@ -252,6 +254,7 @@ struct Present {
     nodrop: bool,
     buffer_ring: bool,
     send_zc: bool,
+    copy_reports: bool,
     no_sqarray: bool,
     recv_bundle: bool,
 }
@@ -310,10 +313,10 @@ fn list(found: &Present) -> Vec<Feature> {
         ),
         feature(
             "send_zc",
-            "zero-copy sends, where switched on",
-            (6, 0),
+            "zero-copy sends that tell whether the kernel copied, for relay.zero_copy_send",
+            (6, 2),
             false,
-            found.send_zc,
+            found.copy_reports,
         ),
         feature(
             "no_sqarray",
@@ -385,6 +388,22 @@ fn has_opcode(ring: &IoUring, code: u8) -> bool {
     let mut probe = register::Probe::new();
     let asked = ring.submitter().register_probe(&mut probe);
     asked.is_ok() && probe.is_supported(code)
+}
+
+/// SEND_ZC with IORING_SEND_ZC_REPORT_USAGE. The flag has no bit to ask for: the kernel looks at an
+/// operation's flags before it looks for its descriptor, so that one without says which it minds.
+fn reports_copies(mut ring: IoUring) -> bool {
+    const REPORT_USAGE: u16 = 1 << 3;
+    let entry = opcode::SendZc::new(Fd(-1), std::ptr::null(), 0)
+        .zc_flags(REPORT_USAGE)
+        .build();
+    // SAFETY: the operation has no descriptor and no bytes: it fails before it reads anything.
+    let pushed = unsafe { ring.submission().push(&entry) };
+    if pushed.is_err() || ring.submit_and_wait(1).is_err() {
+        return false;
+    }
+    let completion = ring.completion().next();
+    completion.is_some_and(|completion| completion.result() == -libc::EBADF)
 }
 
 /// Registers an empty buffer ring and takes it away again.

@@ -423,6 +423,10 @@ impl Core {
         metrics.movers.pipes_held = engine.pipes_lent() as u64;
         metrics.movers.low_water_guards_total = engine.low_water_guards_total();
         let ring = engine.io();
+        let zero_copy = ring.zero_copy_stats();
+        metrics.movers.zero_copy_is_on = zero_copy.is_on;
+        metrics.movers.zero_copy_sends_total = zero_copy.zero_copy_total;
+        metrics.movers.copied_sends_total = zero_copy.copied_total;
         let stats = ring.stats();
         metrics.ring.enters_total = stats.enters_total;
         metrics.ring.submitted_total = stats.submitted_total;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
+use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
     Accept, AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat,
     LogLevel, Mover, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream, Workers,
@@ -79,7 +80,10 @@ fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, Relay, 
         },
     );
     let mover = prop::sample::select(vec![Mover::Auto, Mover::Copy, Mover::Splice]);
-    let relay = mover.prop_map(|mover| Relay { mover });
+    let relay = (mover, any::<bool>()).prop_map(|(mover, zero_copy_send)| Relay {
+        mover,
+        zero_copy_send,
+    });
     (workers, buffers, timeouts, relay, tcp, log)
 }
 
@@ -111,7 +115,8 @@ fn a_config() -> impl Strategy<Value = Config> {
     );
     let servers = prop::collection::vec(prop::collection::vec((0u8..4, unix_path), 1..5), 6);
     (some_settings(), names, listeners, servers, any::<bool>()).prop_map(
-        |((workers, buffers, timeouts, relay, tcp, log), names, listeners, servers, admin)| {
+        |((workers, buffers, timeouts, mut relay, tcp, log), names, listeners, servers, admin)| {
+            relay.zero_copy_send &= buffers.size_bytes >= ZERO_COPY_MIN_BYTES;
             let mut config = Config {
                 workers,
                 buffers,

@@ -37,3 +37,4 @@ mod splicing;
 mod starting;
 mod support;
 mod timeouts;
+mod zero_copy;

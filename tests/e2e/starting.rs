@@ -146,6 +146,33 @@ fn case_77_too_little_locked_memory_is_named_with_the_size_needed() {
     }
 }
 
+/// It was asked for, so that it is not left out without a word.
+#[test]
+fn zero_copy_sends_that_cannot_have_their_locked_memory_are_refused() {
+    let (Some(setpriv), Some(prlimit)) = (tool("setpriv"), tool("prlimit")) else {
+        skip("zero copy", "no setpriv(1) or prlimit(1) here");
+        return;
+    };
+    // Without CAP_IPC_LOCK, which lifts the limit. Enough for the rings, not for 64 MiB of buffers.
+    let wrapper = [
+        prlimit.to_str().unwrap(),
+        "--memlock=8388608:8388608",
+        setpriv.to_str().unwrap(),
+        "--inh-caps=-ipc_lock",
+        "--bounding-set=-ipc_lock",
+    ];
+    let upstream = Server::echo().start().unwrap();
+    let config = Config::to([upstream.address()])
+        .set("workers", 1)
+        .set("relay.zero_copy_send", true);
+    let mut proxy = Launch::default().under(wrapper).spawn(&config);
+    assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::HOST));
+    let text = proxy.log().join("\n");
+    for part in ["zero_copy_send", "67108864", "8388608", "LimitMEMLOCK"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+}
+
 #[test]
 fn case_89_a_bad_configuration_exits_with_2_and_binds_nothing() {
     let mut proxy = Launch::default()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
-    DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS,
+    DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
     Accept, Admin, Balance, Buffers, Config, Listener, Log, Relay, Server, ServerAddress,
@@ -12,7 +12,7 @@ use crate::config::model::{
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
-use crate::units::{Address, UpstreamId, shorten};
+use crate::units::{Address, ByteSize, UpstreamId, shorten};
 
 /// A configuration with holes where something was wrong, and the place of each part.
 pub(super) struct Draft {
@@ -20,6 +20,7 @@ pub(super) struct Draft {
     pub(super) buffers: Buffers,
     pub(super) timeouts: Timeouts,
     pub(super) relay: Relay,
+    pub(super) relay_place: Option<Place>,
     pub(super) tcp: TcpOptions,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) upstreams: Vec<UpstreamDraft>,
@@ -58,6 +59,7 @@ impl Default for Draft {
             buffers: DEFAULT_BUFFERS,
             timeouts: DEFAULT_TIMEOUTS,
             relay: DEFAULT_RELAY,
+            relay_place: None,
             tcp: DEFAULT_TCP,
             listeners: Vec::new(),
             upstreams: Vec::new(),
@@ -74,6 +76,25 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_admin(report, draft);
     check_servers(report, draft);
     check_loops(report, draft);
+    check_zero_copy(report, draft);
+}
+
+fn check_zero_copy(report: &mut Report<'_>, draft: &Draft) {
+    let size = draft.buffers.size_bytes;
+    if let Some(place) = &draft.relay_place
+        && draft.relay.zero_copy_send
+        && size < ZERO_COPY_MIN_BYTES
+    {
+        let least = ByteSize(ZERO_COPY_MIN_BYTES.into());
+        report.add(
+            place.clone(),
+            format!(
+                "zero_copy_send does nothing with buffers of {}: smaller sends than {least} are copied",
+                ByteSize(size.into())
+            ),
+            format!("set buffers.size to {least} at least, or zero_copy_send to false"),
+        );
+    }
 }
 
 fn check_references(report: &mut Report<'_>, draft: &Draft) {

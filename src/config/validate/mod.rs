@@ -166,6 +166,7 @@ fn full(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
     }
     if let Some(at) = section.get("relay") {
         draft.relay = settings::relay(report, at).unwrap_or(draft.relay);
+        draft.relay_place = Some(at.place());
     }
     if let Some(at) = section.get("tcp") {
         draft.tcp = settings::tcp(report, at).unwrap_or(draft.tcp);

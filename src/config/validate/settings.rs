@@ -20,7 +20,7 @@ use crate::units::{ByteSize, format_duration, shorten};
 
 pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
 pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "max_age", "drain"];
-pub(super) const RELAY_KEYS: [&str; 1] = ["mover"];
+pub(super) const RELAY_KEYS: [&str; 2] = ["mover", "zero_copy_send"];
 pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
 pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
 pub(super) const ACCEPT_KEYS: [&str; 3] = ["steer", "defer", "fast_open"];
@@ -139,8 +139,12 @@ pub(super) fn relay(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Relay> {
     let mover = section
         .get("mover")
         .and_then(|at| report.choice(at, &MOVERS));
+    let zero_copy_send = section
+        .get("zero_copy_send")
+        .and_then(|at| report.boolean(at));
     Some(Relay {
         mover: mover.unwrap_or(DEFAULT_RELAY.mover),
+        zero_copy_send: zero_copy_send.unwrap_or(DEFAULT_RELAY.zero_copy_send),
     })
 }
 

@@ -7,29 +7,10 @@ use std::io;
 use std::rc::Rc;
 
 use super::BUFFER_BYTES;
+use super::lent::Lent;
+use super::random::Random;
 use crate::relay::io::Io;
 use crate::ring::{Buffer, BufferPool, Completion, Group, Piece, Shots, Token};
-
-pub(super) struct Random(pub u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        // splitmix64 (Steele, Lea, Flood 2014).
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// Byte `position` of the stream that the peer of socket `id` sends.
 fn pattern(id: usize, position: u64) -> u8 {
@@ -48,6 +29,8 @@ pub(super) struct Send {
     buffer: Buffer,
     from: u32,
     len: u32,
+    /// Zero-copy, out of this lent buffer.
+    lent: Option<u16>,
 }
 
 /// A multishot poll, and what it has told.
@@ -94,6 +77,8 @@ pub(super) struct Endpoint {
     pub writable: Option<Poll>,
     /// Waits for bytes, once.
     pub readable: Option<Poll>,
+    /// Knows no zero-copy send, as a unix socket.
+    pub only_copies: bool,
     /// SO_RCVLOWAT.
     pub low_water: u64,
     /// Position of the peer's byte of urgent data, which splice does not go past.
@@ -135,6 +120,10 @@ pub(super) struct World {
     pub pool: BufferPool,
     pub random: Random,
     pub completions: VecDeque<Completion>,
+    /// Zero-copy sends whose notification is still to come.
+    pub lent: Vec<Lent>,
+    /// Zero-copy sends that took bytes.
+    pub zero_copy_sends: u64,
     /// Peers may send urgent data.
     pub urgent: bool,
 }
@@ -226,15 +215,29 @@ impl World {
         let Some(send) = self.endpoints[id].send.take() else {
             return;
         };
+        // Read now: a buffer that was released meanwhile is not held any more.
+        let mut bytes = self.pool.bytes(&send.buffer, send.len)[send.from as usize..].to_vec();
         let endpoint = &mut self.endpoints[id];
-        if endpoint.peer_reset {
-            let errno = endpoint.reset_error(libc::EPIPE);
+        let failed = match send.lent {
+            Some(_) if endpoint.only_copies => Some(libc::EOPNOTSUPP),
+            _ if endpoint.peer_reset => Some(endpoint.reset_error(libc::EPIPE)),
+            _ => None,
+        };
+        let taken = failed.map_or_else(|| self.take(id, &bytes), |_| 0);
+        self.endpoints[id].refused |= failed.is_none() && taken < bytes.len();
+        if let Some(lent) = send.lent {
+            bytes.truncate(taken);
+            self.zero_copy_sends += u64::from(taken > 0);
+            let from = send.from as usize;
+            self.lent.push(Lent {
+                id: lent,
+                from,
+                bytes,
+            });
+        }
+        if let Some(errno) = failed {
             return self.post(send.token, -errno, None, false);
         }
-        // Read now: a buffer that was released meanwhile is not held any more.
-        let bytes = self.pool.bytes(&send.buffer, send.len)[send.from as usize..].to_vec();
-        let taken = self.take(id, &bytes);
-        self.endpoints[id].refused |= taken < bytes.len();
         let result = if taken == 0 {
             -libc::EAGAIN
         } else {
@@ -463,7 +466,22 @@ impl Io for SharedWorld {
             buffer,
             from,
             len,
+            lent: None,
         });
+    }
+
+    fn send_zero_copy(
+        &mut self,
+        socket: &Socket,
+        buffer: &Buffer,
+        from: u32,
+        len: u32,
+        token: Token,
+    ) {
+        self.send(socket, buffer, from, len, token);
+        let world = &mut *self.0.borrow_mut();
+        let send = world.endpoints[socket.0].send.as_mut().expect("just begun");
+        send.lent = world.pool.lend(buffer);
     }
 
     fn send_now(&mut self, socket: &Socket, pieces: &[Piece<'_>]) -> io::Result<usize> {
