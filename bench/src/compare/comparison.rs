@@ -1,6 +1,10 @@
 //! The course of a comparison: start all, check integrity, run the scenarios, keep what came of it.
 
-#![allow(clippy::print_stdout, reason = "its tables are its result")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "its tables are its result, and what is absent must be seen at once"
+)]
 
 use anyhow::{Context, Result};
 
@@ -20,7 +24,10 @@ const CONNECTIONS: usize = 1000;
 
 /// What is known while it goes on.
 pub(super) struct Comparison<'a> {
-    installed: &'a [Installed],
+    /// Those that run here; a peer that does not start is taken out.
+    installed: Vec<Installed>,
+    /// Peers that do not take part, and why.
+    pub(super) absent: Vec<String>,
     place: Place<'a>,
     all_cpus: &'a [usize],
     /// With the rate of the open loop, once it is known.
@@ -33,13 +40,14 @@ pub(super) struct Comparison<'a> {
 
 impl<'a> Comparison<'a> {
     pub(super) fn new(
-        installed: &'a [Installed],
+        (installed, absent): (Vec<Installed>, Vec<String>),
         effort: Effort,
         place: Place<'a>,
         all_cpus: &'a [usize],
     ) -> Self {
         Self {
             installed,
+            absent,
             place,
             all_cpus,
             effort,
@@ -59,12 +67,7 @@ impl<'a> Comparison<'a> {
                 .filter(move |one| one.contest == contest)
         };
         let place = self.place;
-        let mut contestants = Vec::new();
-        for one in self.installed {
-            let contestant = Contestant::start(one.peer.name, one, CONNECTIONS, &place)?;
-            self.remember(one, &contestant);
-            contestants.push(contestant);
-        }
+        let mut contestants = self.start_all()?;
         integrity::check(&contestants, &place)?;
         for scenario in of(Contest::SideBySide) {
             if scenario.name == scenarios::OPEN {
@@ -82,10 +85,32 @@ impl<'a> Comparison<'a> {
         }
         for scenario in of(Contest::OneAtATime) {
             let results = &mut self.results;
-            rounds::idle(scenario, self.installed, self.effort, &place, results)?;
+            rounds::idle(scenario, &self.installed, self.effort, &place, results)?;
             self.show(scenario);
         }
         Ok(())
+    }
+
+    /// Starts all side by side. A peer that fails is left out: it must not cost the others their run.
+    fn start_all(&mut self) -> Result<Vec<Contestant>> {
+        let mut contestants = Vec::new();
+        for one in std::mem::take(&mut self.installed) {
+            let name = one.peer.name;
+            match Contestant::start(name, &one, CONNECTIONS, &self.place) {
+                Ok(contestant) => {
+                    self.remember(&one, &contestant, one.peer.what);
+                    contestants.push(contestant);
+                    self.installed.push(one);
+                }
+                Err(error) if name == CORELAY => return Err(error),
+                Err(error) => {
+                    let line = format!("{name}: it does not start: {error:#}");
+                    eprintln!("absent: {line}");
+                    self.absent.push(line);
+                }
+            }
+        }
+        Ok(contestants)
     }
 
     fn rounds(&mut self, scenario: &Scenario, contestants: &mut [Contestant]) -> Result<()> {
@@ -102,11 +127,10 @@ impl<'a> Comparison<'a> {
         self.tables.push('\n');
     }
 
-    fn remember(&mut self, installed: &Installed, contestant: &Contestant) {
-        let peer = installed.peer;
+    fn remember(&mut self, installed: &Installed, contestant: &Contestant, what: &str) {
         self.peers.push(PeerRecord::new(
             &contestant.name,
-            peer.what,
+            what,
             &installed.version,
             &contestant.plan,
             self.place.folder,
@@ -147,15 +171,15 @@ impl<'a> Comparison<'a> {
     /// Corelay on one CPU and on all; the load shares one with it.
     fn start_workers(&mut self) -> Result<Vec<Contestant>> {
         let corelay = self.installed.iter().find(|one| one.peer.name == CORELAY);
-        let corelay = corelay.context("corelay does not take part")?;
+        let corelay = corelay.context("corelay does not take part")?.clone();
         let everywhere = Place {
             proxy_cpus: self.all_cpus,
             ..self.place
         };
-        let one = Contestant::start(CORELAY, corelay, CONNECTIONS, &self.place)?;
+        let one = Contestant::start(CORELAY, &corelay, CONNECTIONS, &self.place)?;
         // Its configuration is written to the same file: the first has read it by now.
-        let all = Contestant::start(CORELAY_ALL_CPUS, corelay, CONNECTIONS, &everywhere)?;
-        self.remember(corelay, &all);
+        let all = Contestant::start(CORELAY_ALL_CPUS, &corelay, CONNECTIONS, &everywhere)?;
+        self.remember(&corelay, &all, "Corelay with a worker on every CPU");
         Ok(vec![one, all])
     }
 }

@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of load per proxy and round.
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.6)]
     seconds: f64,
     /// Scenarios, or groups of them (bulk, rr, crr, workers); absent = all but bulk-up.
     #[arg(long, value_delimiter = ',')]
@@ -105,7 +105,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let control = Control::new();
     stop_on_signal(&control)?;
     let work = tempfile::tempdir().context("making a folder for the proxies")?;
-    let (installed, absent) = find_peers(arguments, work.path())?;
+    let peers = find_peers(arguments, work.path())?;
+    // What is measured is what stands here now, not what an editor makes of it meanwhile.
+    let revision = run_directory::revision();
 
     let congestion_control = CongestionControl::fix(arguments.keep_congestion_control);
     let all_cpus = machine::allowed_cpus();
@@ -125,7 +127,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rate: arguments.rate,
         idle_connections: fitting(arguments.idle_connections),
     };
-    let mut comparison = Comparison::new(&installed, effort, place, &all_cpus);
+    let mut comparison = Comparison::new(peers, effort, place, &all_cpus);
     comparison.run(&scenarios)?;
 
     let bars = bars::evaluate(&comparison.results);
@@ -142,7 +144,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let record = Record {
         date,
         machine,
-        revision: run_directory::revision(),
+        revision,
         congestion_control: congestion_control.name.clone(),
         proxy_cpus: place.proxy_cpus.to_vec(),
         load_cpus: load_cpus.to_vec(),
@@ -150,9 +152,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds,
         seconds: arguments.seconds,
         integrity_bytes: arguments.integrity_bytes(),
+        foreign_percent: comparison.results.foreign_percent(),
         open_rate: comparison.effort.rate,
         peers: comparison.peers,
-        absent,
+        absent: comparison.absent,
         bars,
         samples: comparison.results.samples,
     };

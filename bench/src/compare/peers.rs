@@ -154,6 +154,13 @@ pub(super) const PEERS: &[Peer] = &[
         kind: Kind::Nginx { buffer: "64k" },
     },
     Peer {
+        name: "nginx-256k",
+        what: "nginx stream, buffers of 256 KiB",
+        family: Family::Nginx,
+        by_default: false,
+        kind: Kind::Nginx { buffer: "256k" },
+    },
+    Peer {
         name: "go",
         what: "Go, io.Copy both ways (splices by itself)",
         family: Family::Other,

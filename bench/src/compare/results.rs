@@ -95,6 +95,10 @@ pub(super) struct Sample {
     /// Of the whole machine: proxy, load and servers together.
     pub(super) machine_busy_ns: u64,
     pub(super) machine_steal_ns: u64,
+    /// Of that, by processes that do not belong to the comparison; exact to some ticks.
+    pub(super) foreign_ns: u64,
+    /// From reading the counters to reading them again.
+    pub(super) measured_ns: u64,
     /// The most that was seen under load.
     pub(super) threads: u64,
     pub(super) io_workers: u64,
@@ -125,6 +129,8 @@ impl Sample {
             switches_involuntary: 0,
             machine_busy_ns: 0,
             machine_steal_ns: 0,
+            foreign_ns: 0,
+            measured_ns: 0,
             threads: 0,
             io_workers: 0,
             resident_bytes: 0,
@@ -260,6 +266,13 @@ impl Results {
         Summary::of_ratios(&series(above), &series(below))
     }
 
+    /// What other processes took of one CPU while loads ran, in percent: the machine was not quiet.
+    pub(super) fn foreign_percent(&self) -> f64 {
+        let sum = |figure: fn(&Sample) -> u64| self.samples.iter().map(figure).sum::<u64>() as f64;
+        let measured_ns = sum(|sample| sample.measured_ns);
+        100.0 * sum(|sample| sample.foreign_ns) / measured_ns.max(1.0)
+    }
+
     /// Errors of all rounds, by kind.
     pub(super) fn errors(&self, scenario: &str, peer: &str) -> BTreeMap<String, u64> {
         let mut sum = BTreeMap::new();
@@ -315,6 +328,18 @@ pub(super) mod tests {
         results.samples[0].operations = 0;
         assert_eq!(results.summary("rr-8", "a", Sample::cpu), None);
         assert_eq!(results.summary("rr-8", "b", Sample::cpu), None);
+    }
+
+    #[test]
+    fn what_others_take_is_a_part_of_the_time_measured() {
+        let mut results = Results::default();
+        assert_eq!(results.foreign_percent(), 0.0);
+        for (foreign_ns, measured_ns) in [(0, 1000), (500, 1000)] {
+            let mut one = sample("rr-8", "a", 1, 2.0);
+            (one.foreign_ns, one.measured_ns) = (foreign_ns, measured_ns);
+            results.samples.push(one);
+        }
+        assert_eq!(results.foreign_percent(), 25.0);
     }
 
     #[test]

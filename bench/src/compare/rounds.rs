@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -192,10 +192,10 @@ fn measure(
     let done = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&processes, &done));
-        let (usage, system) = (Usage::of(&processes), SystemTime::now());
+        let before = Account::of(&processes);
         let outcome = scenario.drive(drive);
         thread::sleep(SETTLE);
-        sample.account(Usage::of(&processes) - usage, SystemTime::now() - system);
+        sample.account(Account::of(&processes), before);
         done.store(true, Ordering::Release);
         watcher.thread().unpark();
         sample.occupy(watcher.join().unwrap_or_default());
@@ -222,8 +222,34 @@ fn watch(processes: &[u32], done: &AtomicBool) -> Footprint {
     most
 }
 
+/// All counters at one moment.
+struct Account {
+    at: Instant,
+    proxy: Usage,
+    /// Load, servers and all proxies: this process and its children.
+    ours: Usage,
+    system: SystemTime,
+}
+
+impl Account {
+    fn of(proxy: &[u32]) -> Self {
+        Self {
+            at: Instant::now(),
+            proxy: Usage::of(proxy),
+            ours: Usage::of(&[std::process::id()]),
+            system: SystemTime::now(),
+        }
+    }
+}
+
 impl Sample {
-    fn account(&mut self, usage: Usage, system: SystemTime) {
+    fn account(&mut self, after: Account, before: Account) {
+        let usage = after.proxy - before.proxy;
+        let system = after.system - before.system;
+        let ours = after.ours - before.ours;
+        let measured = after.at.duration_since(before.at);
+        self.measured_ns = u64::try_from(measured.as_nanos()).unwrap_or(u64::MAX);
+        self.foreign_ns = system.busy_ns.saturating_sub(ours.cpu_ns);
         self.cpu_ns = usage.cpu_ns;
         self.user_ns = usage.user_ns;
         self.system_ns = usage.system_ns;
@@ -269,26 +295,28 @@ pub(super) fn idle(
             progress(scenario.name, round, rounds, name);
             let connections = effort.idle_connections.min(one.peer.max_connections());
             let capacity = connections + SPARE_CONNECTIONS;
-            let contestant = Contestant::start(name, one, capacity, place)?;
             let mut sample = Sample::new(scenario.name, scenario.unit, name, round);
-            let processes = contestant.processes();
-            let before = UserMemory::of(&processes);
-            match idle::hold(&contestant.targets.echo, connections) {
-                Ok(held) => {
-                    thread::sleep(IDLE_SETTLE);
-                    let after = UserMemory::of(&processes);
-                    sample.occupy(Footprint::of(&processes));
-                    sample.hold(before, after, held.len());
-                }
-                Err(error) => {
-                    sample.errors.insert(format!("{error:#}"), 1);
-                }
+            let held = Contestant::start(name, one, capacity, place)
+                .and_then(|contestant| hold(&contestant, connections, &mut sample));
+            if let Err(error) = held {
+                sample.errors.insert(format!("{error:#}"), 1);
             }
             check_stop(place.control)?;
             results.samples.push(sample);
         }
     }
     progress_end();
+    Ok(())
+}
+
+fn hold(contestant: &Contestant, connections: usize, sample: &mut Sample) -> Result<()> {
+    let processes = contestant.processes();
+    let before = UserMemory::of(&processes);
+    let held = idle::hold(&contestant.targets.echo, connections)?;
+    thread::sleep(IDLE_SETTLE);
+    let after = UserMemory::of(&processes);
+    sample.occupy(Footprint::of(&processes));
+    sample.hold(before, after, held.len());
     Ok(())
 }
 

@@ -16,6 +16,9 @@ use super::results::Sample;
 /// How often a name is tried with another number when the folder exists.
 const MAX_RUNS_PER_DAY: usize = 1000;
 
+/// More than this by other processes, and a run says more about them than about the proxies.
+const MAX_FOREIGN_PERCENT: f64 = 5.0;
+
 /// Everything that is not a table.
 #[derive(Debug, Serialize)]
 pub(super) struct Record {
@@ -30,6 +33,8 @@ pub(super) struct Record {
     pub(super) rounds: usize,
     pub(super) seconds: f64,
     pub(super) integrity_bytes: u64,
+    /// What other processes took of one CPU meanwhile.
+    pub(super) foreign_percent: f64,
     /// Requests per second of the open loop, if it ran.
     pub(super) open_rate: Option<f64>,
     pub(super) peers: Vec<PeerRecord>,
@@ -147,6 +152,16 @@ pub(super) fn head(record: &Record) -> String {
         record.load_cpus,
         record.rounds,
         record.seconds,
+    );
+    let _ = writeln!(
+        text,
+        "other processes took {:.0} % of one CPU meanwhile{}",
+        record.foreign_percent,
+        if record.foreign_percent > MAX_FOREIGN_PERCENT {
+            ": DO NOT TRUST these figures, the machine was not quiet"
+        } else {
+            ""
+        }
     );
     if let Some(revision) = &record.revision {
         let _ = writeln!(text, "sources at {revision}");
