@@ -456,6 +456,11 @@ fn buffers(page: &mut Page, scrape: &Scrape<'_>) {
     );
     page.per_core(scrape, |core| core.buffers.held);
     page.gauge(
+        "corelay_buffers_set_aside",
+        "Pieces of at most a buffer that wait on the heap for a peer's room.",
+    );
+    page.per_core(scrape, |core| core.buffers.set_aside);
+    page.gauge(
         "corelay_buffers_waiting",
         "Directions that wait for a buffer.",
     );

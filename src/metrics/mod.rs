@@ -228,6 +228,8 @@ pub struct BufferMetrics {
     pub in_ring: u64,
     /// Holding bytes that are not sent yet.
     pub held: u64,
+    /// Pieces that wait on the heap for a peer's room.
+    pub set_aside: u64,
     /// Receives that found their group empty (ENOBUFS).
     pub exhausted_total: u64,
     /// Directions waiting for a buffer now.

@@ -144,6 +144,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         let pair = live(&mut self.slots, id);
         debug_assert_ne!(pair.phase, Phase::Closing, "nobody would cancel the wait");
         pair.directions[from as usize].on_blocked();
+        for chunk in &mut pair.queues[from as usize] {
+            self.io.set_aside(&mut chunk.buffer, chunk.len);
+        }
         let to = pair.socket(from.other());
         let unacknowledged = self.io.unacknowledged_bytes(to);
         // One that was armed before stays armed: every refused send is followed by an edge.

@@ -53,6 +53,8 @@ pub trait Io {
     fn watch(&mut self, socket: &Self::Socket, token: Token);
     /// Makes an operation complete soon.
     fn cancel(&mut self, target: Token);
+    /// Holds `len` bytes that are going to wait where they keep no buffer from others.
+    fn set_aside(&mut self, buffer: &mut Buffer, len: u32);
     /// Gives a buffer back.
     fn release(&mut self, buffer: Buffer);
     /// Whether the kernel has buffers of the group to fill.
@@ -135,6 +137,10 @@ impl Io for RelayRing {
 
     fn cancel(&mut self, target: Token) {
         RelayRing::cancel(self, target);
+    }
+
+    fn set_aside(&mut self, buffer: &mut Buffer, len: u32) {
+        self.buffers().set_aside(buffer, len);
     }
 
     fn release(&mut self, buffer: Buffer) {

@@ -17,6 +17,10 @@
 //! Only a zero-copy send lends: there the kernel reads on after the send's completion, and whoever
 //! releases the buffer meanwhile need not know.
 //!
+//! Bytes that wait for a peer's room do not keep a fast buffer: they are *set aside* on the heap, and
+//! the buffer goes back. Without that, more slow readers than the fast group has buffers would keep
+//! all of them, and starve whoever keeps up. From then on such a direction takes from the slow group.
+//!
 //! A buffer ring is FIFO, so that small messages cycle through all of it; only a window of each
 //! group is therefore offered to the kernel, doubled when the kernel runs out and halved when it
 //! stays quiet. Not here: which direction holds what.
@@ -46,6 +50,7 @@ impl Group {
 }
 
 /// A buffer that holds received bytes: its owner must hand it back with [`BufferPool::release`].
+/// Numbers from [`ASIDE_FIRST`] on are not of the slab.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer(u16);
 
@@ -68,6 +73,8 @@ impl Buffer {
     }
 }
 
+/// The slab has no more buffers than this; higher numbers are bytes that were set aside.
+const ASIDE_FIRST: u16 = 32_768;
 /// Buffers that a group offers to the kernel at first.
 const WINDOW_FIRST: [u16; 2] = [64, 16];
 /// A window is halved after this many releases during which the kernel never used half of it.
@@ -104,6 +111,9 @@ pub struct BufferPool {
     shares: [Share; 2],
     /// Buffers that the kernel reads for a zero-copy send.
     lent: usize,
+    /// Bytes on the heap, by number from [`ASIDE_FIRST`] on.
+    aside: Vec<Option<Box<[u8]>>>,
+    aside_free: Vec<u16>,
     exhausted_total: u64,
 }
 
@@ -126,6 +136,8 @@ impl BufferPool {
                 Share::new(fast, slow, WINDOW_FIRST[1])?,
             ],
             lent: 0,
+            aside: Vec::new(),
+            aside_free: Vec::new(),
             exhausted_total: 0,
         })
     }
@@ -196,6 +208,36 @@ impl BufferPool {
         self.places.len() - free - self.in_ring()
     }
 
+    /// Buffers' worth of bytes that were set aside.
+    pub fn set_aside_now(&self) -> usize {
+        self.aside.len() - self.aside_free.len()
+    }
+
+    /// Copies the first `len` bytes of a fast buffer, which are going to wait, to the heap and gives the
+    /// buffer back. A slow one stays what it is.
+    pub fn set_aside(&mut self, buffer: &mut Buffer, len: u32) {
+        if buffer.0 >= ASIDE_FIRST || self.group_of(buffer.0) == Group::Slow {
+            return;
+        }
+        let bytes = Some(Box::from(self.bytes(buffer, len)));
+        let id = match self.aside_free.pop() {
+            Some(id) => {
+                self.aside[usize::from(id - ASIDE_FIRST)] = bytes;
+                id
+            }
+            None => {
+                let Ok(id) = u16::try_from(usize::from(ASIDE_FIRST) + self.aside.len()) else {
+                    // As many as there are numbers: the buffer waits.
+                    return;
+                };
+                self.aside.push(bytes);
+                id
+            }
+        };
+        let freed = std::mem::replace(buffer, Buffer(id));
+        self.release(freed);
+    }
+
     /// Receives that found their group empty.
     pub fn exhausted_total(&self) -> u64 {
         self.exhausted_total
@@ -218,6 +260,10 @@ impl BufferPool {
 
     /// The first `len` bytes of a held buffer.
     pub fn bytes(&self, buffer: &Buffer, len: u32) -> &[u8] {
+        if buffer.0 >= ASIDE_FIRST {
+            let aside = self.aside[usize::from(buffer.0 - ASIDE_FIRST)].as_ref();
+            return &aside.expect("released only by its holder")[..len as usize];
+        }
         let place = self.places[usize::from(buffer.0)];
         assert!(len <= self.size_bytes && matches!(place, Place::Held | Place::Shared));
         // SAFETY: a held buffer lies inside the slab, is initialised (mapped zeroed), and the kernel
@@ -234,6 +280,9 @@ impl BufferPool {
     /// already, or if it has its share: slow readers must not keep all buffers from the others.
     pub(crate) fn lend(&mut self, buffer: &Buffer) -> Option<u16> {
         let lent_max = self.places.len() / LENT_SHARE;
+        if buffer.0 >= ASIDE_FIRST {
+            return None;
+        }
         let place = &mut self.places[usize::from(buffer.0)];
         if *place != Place::Held || self.lent >= lent_max {
             return None;
@@ -256,6 +305,10 @@ impl BufferPool {
     /// Gives a buffer back. One that the kernel still reads is free when it does not any more.
     pub fn release(&mut self, buffer: Buffer) {
         let id = buffer.0;
+        if id >= ASIDE_FIRST {
+            self.aside[usize::from(id - ASIDE_FIRST)] = None;
+            return self.aside_free.push(id);
+        }
         match self.places[usize::from(id)] {
             Place::Held => self.free(id),
             Place::Shared => self.places[usize::from(id)] = Place::Lent,

@@ -531,6 +531,10 @@ impl Io for SharedWorld {
         assert!(found, "cancelled what is not in flight");
     }
 
+    fn set_aside(&mut self, buffer: &mut Buffer, len: u32) {
+        self.0.borrow_mut().pool.set_aside(buffer, len);
+    }
+
     fn release(&mut self, buffer: Buffer) {
         self.0.borrow_mut().pool.release(buffer);
     }

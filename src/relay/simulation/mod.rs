@@ -263,6 +263,7 @@ impl Simulation {
             }
         }
         assert_eq!(world.pool.held(), 0, "buffers were lost");
+        assert_eq!(world.pool.set_aside_now(), 0, "what was set aside was lost");
         let open: Vec<_> = world.pipes.iter().flatten().collect();
         assert!(open.len() <= PIPES_MAX);
         assert!(
