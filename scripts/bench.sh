@@ -3,7 +3,7 @@
 # less than 15 minutes, prints the tables and writes them to bench/runs/DATE-MACHINE/.
 #
 #   scripts/bench.sh                                    everything
-#   scripts/bench.sh --only rr,bulk --rounds 9          some scenarios, more rounds
+#   scripts/bench.sh --only rr,bulk --rounds 30         some scenarios, more rounds
 #   scripts/bench.sh --peers haproxy-splice,nginx       some proxies; direct and corelay always take part
 #   scripts/bench.sh --list                             names of scenarios and proxies
 #   scripts/bench.sh --help                             everything else

@@ -46,20 +46,15 @@ use peers::{CORELAY, Installed, Places};
 use rounds::{Effort, Place};
 use run_directory::Record;
 
-/// Descriptors that this process needs besides those of idle connections.
-const SPARE_DESCRIPTORS: u64 = 500;
-/// Descriptors that an idle connection needs: two here, for load and server; in the thriftiest proxy
-/// two as well, in others up to three.
-const DESCRIPTORS_PER_IDLE: u64 = 3;
-
 /// What `corelay-bench compare` takes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
-    /// Measured rounds per scenario; one more warms up.
-    #[arg(long, default_value_t = 5)]
+    /// Measured rounds per scenario; one more warms up. Many short ones tell more than few long ones:
+    /// a virtual machine's speed changes from one second to the next.
+    #[arg(long, default_value_t = 12)]
     rounds: usize,
     /// Seconds of load per proxy and round.
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = 0.3)]
     seconds: f64,
     /// Scenarios, or groups of them (bulk, rr, crr, workers); absent = all but bulk-up.
     #[arg(long, value_delimiter = ',')]
@@ -125,7 +120,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds,
         duration,
         rate: arguments.rate,
-        idle_connections: fitting(arguments.idle_connections),
+        idle_connections: arguments.idle_connections,
+        descriptors: limits::raise_open_files(),
     };
     let mut comparison = Comparison::new(peers, effort, place, &all_cpus);
     comparison.run(&scenarios)?;
@@ -186,14 +182,6 @@ fn divide(all: &[usize]) -> Result<(&[usize], &[usize])> {
     ensure!(!all.is_empty(), "no CPU to run on");
     let (others, last) = all.split_at(all.len() - 1);
     Ok((last, if others.is_empty() { all } else { others }))
-}
-
-/// As many idle connections as the limit of descriptors, which the proxies inherit, has room for.
-fn fitting(connections: usize) -> usize {
-    let room = limits::raise_open_files().saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_PER_IDLE;
-    connections
-        .min(usize::try_from(room).unwrap_or(usize::MAX))
-        .max(1)
 }
 
 /// The peers that take part and are there, and what is missing for the others.

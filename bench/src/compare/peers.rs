@@ -15,6 +15,12 @@ const NGINX_MODULES: [&str; 3] = [
 ];
 /// The most connections to a proxy that needs a process for each.
 const MAX_PROCESSES: usize = 1000;
+/// Descriptors that a proxy and this process each need besides those of connections.
+const SPARE_DESCRIPTORS: u64 = 500;
+/// Descriptors per connection: two sockets, and in some proxies a pipe for every other one.
+const DESCRIPTORS: u64 = 3;
+/// The same where each direction keeps a pipe.
+const DESCRIPTORS_WITH_PIPES: u64 = 6;
 /// Looked at besides `PATH`: daemons live there, and a user's `PATH` may lack them.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
 
@@ -227,12 +233,19 @@ pub(super) struct Places<'a> {
 }
 
 impl Peer {
-    /// What it can be asked to hold at a time.
-    pub(super) fn max_connections(&self) -> usize {
-        match self.kind {
+    /// As many of these connections as it can hold under this limit of descriptors.
+    pub(super) fn fitting(&self, connections: usize, descriptors: u64) -> usize {
+        let each = match self.kind {
+            Kind::Go => DESCRIPTORS_WITH_PIPES,
+            _ => DESCRIPTORS,
+        };
+        let most = match self.kind {
             Kind::Socat => MAX_PROCESSES,
             _ => usize::MAX,
-        }
+        };
+        let room = descriptors.saturating_sub(SPARE_DESCRIPTORS) / each;
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        connections.min(room).min(most).max(1)
     }
 
     /// Finds the program and asks for its version.
@@ -358,4 +371,28 @@ pub(super) fn by_name(name: &str) -> Result<&'static Peer> {
             let names: Vec<&str> = PEERS.iter().map(|peer| peer.name).collect();
             format!("there is no peer {name:?}; there are {}", names.join(", "))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_fit_into_the_descriptors() {
+        let fitting = |name, descriptors| by_name(name).unwrap().fitting(6000, descriptors);
+        assert_eq!(fitting("corelay", 20_000), 6000);
+        assert_eq!(fitting("go", 20_000), 3250);
+        assert_eq!(fitting("socat", 20_000), 1000);
+        assert_eq!(fitting("corelay", 1100), 200);
+        assert_eq!(fitting("corelay", 100), 1);
+    }
+
+    #[test]
+    fn names_are_unique_and_unknown_ones_are_refused() {
+        let mut names: Vec<&str> = PEERS.iter().map(|peer| peer.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PEERS.len());
+        assert!(by_name("nonsense").is_err());
+    }
 }

@@ -194,14 +194,6 @@ impl Sample {
         Some(self.latency?.p99_us)
     }
 
-    pub(super) fn p999(&self) -> Option<f64> {
-        Some(self.latency?.p999_us)
-    }
-
-    pub(super) fn max(&self) -> Option<f64> {
-        Some(self.latency?.max_us)
-    }
-
     pub(super) fn idle_anonymous(&self) -> Option<f64> {
         self.idle_anonymous_bytes
     }
@@ -264,6 +256,15 @@ impl Results {
                 .collect()
         };
         Summary::of_ratios(&series(above), &series(below))
+    }
+
+    /// Of one proxy in one scenario, as if its rounds were one.
+    pub(super) fn latency_of_all_rounds(
+        &self,
+        scenario: &'static str,
+        peer: &str,
+    ) -> Option<Latency> {
+        Latency::of(self.latency_ns.get(&(scenario, peer.to_owned()))?)
     }
 
     /// What other processes took of one CPU while loads ran, in percent: the machine was not quiet.

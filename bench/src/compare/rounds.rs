@@ -138,6 +138,8 @@ pub(super) struct Effort {
     pub(super) rate: Option<f64>,
     /// Connections of the scenario that holds them.
     pub(super) idle_connections: usize,
+    /// The limit of descriptors of this process, which the proxies inherit.
+    pub(super) descriptors: u64,
 }
 
 /// Loads the contestants in turn and adds what was measured to the results.
@@ -293,7 +295,8 @@ pub(super) fn idle(
         for one in installed.iter().filter(|one| !one.is_direct()) {
             let name = one.peer.name;
             progress(scenario.name, round, rounds, name);
-            let connections = effort.idle_connections.min(one.peer.max_connections());
+            let wanted = effort.idle_connections;
+            let connections = one.peer.fitting(wanted, effort.descriptors);
             let capacity = connections + SPARE_CONNECTIONS;
             let mut sample = Sample::new(scenario.name, scenario.unit, name, round);
             let held = Contestant::start(name, one, capacity, place)

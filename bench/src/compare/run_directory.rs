@@ -17,7 +17,8 @@ use super::results::Sample;
 const MAX_RUNS_PER_DAY: usize = 1000;
 
 /// More than this by other processes, and a run says more about them than about the proxies.
-const MAX_FOREIGN_PERCENT: f64 = 5.0;
+/// (The kernel's own threads are among them, a few percent.)
+const MAX_FOREIGN_PERCENT: f64 = 15.0;
 
 /// Everything that is not a table.
 #[derive(Debug, Serialize)]

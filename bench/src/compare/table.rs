@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::bars::{Outcome, Verdict};
 use super::peers::CORELAY;
-use super::results::{Metric, Results, Sample};
+use super::results::{Latency, Metric, Results, Sample};
 use super::scenarios::{Contest, Scenario};
 use super::statistics::Summary;
 
@@ -139,7 +139,7 @@ fn switches(results: &Results, name: &str, peer: &str) -> String {
     )
 }
 
-fn latency(results: &Results, name: &str) -> Table {
+fn latency(results: &Results, name: &'static str) -> Table {
     let mut table = Table::new(&[
         "latency, us",
         "p50 (min-max)",
@@ -147,12 +147,15 @@ fn latency(results: &Results, name: &str) -> Table {
         "p90",
         "p99 (min-max)",
         "p99 / corelay",
-        "p99.9",
-        "max",
+        "p99.9 of all",
+        "max of all",
     ]);
     for peer in results.peers(name) {
         let summary = |metric: Metric| results.summary(name, peer, metric);
         let ratio = |metric: Metric| results.ratio(name, peer, CORELAY, metric);
+        // A short round has too few operations for these: here all rounds are one.
+        let all = results.latency_of_all_rounds(name, peer);
+        let tail = |us: fn(Latency) -> f64| all.map_or(NOTHING.into(), |all| figure(us(all)));
         table.row(vec![
             marked(results, name, peer),
             spread(summary(Sample::p50)),
@@ -160,8 +163,8 @@ fn latency(results: &Results, name: &str) -> Table {
             median(summary(Sample::p90)),
             spread(summary(Sample::p99)),
             median(ratio(Sample::p99)),
-            median(summary(Sample::p999)),
-            median(summary(Sample::max)),
+            tail(|all| all.p999_us),
+            tail(|all| all.max_us),
         ]);
     }
     table
