@@ -28,6 +28,8 @@ pub trait Io {
     fn fill(&mut self, from: &Self::Socket, pipe: &Self::Pipe, len: usize) -> io::Result<usize>;
     /// Moves what the socket takes at once, up to `len`, out of the pipe.
     fn drain(&mut self, pipe: &Self::Pipe, to: &Self::Socket, len: usize) -> io::Result<usize>;
+    /// Whether nothing is in the pipe. For assertions: the engine counts.
+    fn is_empty(&self, pipe: &Self::Pipe) -> bool;
     /// Closes a pipe that may hold bytes.
     fn discard_pipe(&mut self, pipe: Self::Pipe) {
         drop(pipe);
@@ -104,6 +106,10 @@ impl Io for RelayRing {
 
     fn drain(&mut self, pipe: &Pipe, to: &OwnedFd, len: usize) -> io::Result<usize> {
         pipe.drain(to.as_fd(), len)
+    }
+
+    fn is_empty(&self, pipe: &Pipe) -> bool {
+        pipe.buffered_bytes().is_ok_and(|bytes| bytes == 0)
     }
 
     fn await_writable(&mut self, socket: &OwnedFd, token: Token) {

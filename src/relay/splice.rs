@@ -214,6 +214,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 if sent == held
                     && let Some(empty) = pair.pipes[from as usize].take()
                 {
+                    debug_assert!(self.io.is_empty(&empty), "the next session would get the rest");
                     self.pipes.give_back(empty);
                 }
                 // Less than all: the next attempt tells whether the destination is full.

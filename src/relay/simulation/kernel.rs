@@ -444,6 +444,11 @@ impl Io for SharedWorld {
         }
     }
 
+    fn is_empty(&self, pipe: &Pipe) -> bool {
+        let world = self.0.borrow();
+        world.pipes[pipe.0].as_ref().is_some_and(VecDeque::is_empty)
+    }
+
     fn discard_pipe(&mut self, pipe: Pipe) {
         let closed = self.0.borrow_mut().pipes[pipe.0].take();
         assert!(closed.is_some(), "closed twice");
