@@ -214,7 +214,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 if sent == held
                     && let Some(empty) = pair.pipes[from as usize].take()
                 {
-                    debug_assert!(self.io.is_empty(&empty), "the next session would get the rest");
+                    debug_assert!(
+                        self.io.is_empty(&empty),
+                        "the next session would get the rest"
+                    );
                     self.pipes.give_back(empty);
                 }
                 // Less than all: the next attempt tells whether the destination is full.

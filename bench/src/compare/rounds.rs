@@ -19,6 +19,7 @@ use super::scenarios::{Drive, Scenario, Targets};
 use super::usage::{Footprint, SystemTime, Usage, UserMemory};
 use crate::endpoint::Endpoint;
 use crate::load::{Control, Report, histogram, idle};
+use crate::pattern::Random;
 use crate::servers::{Handle, Server};
 
 /// Between two looks at threads and memory under load: rare, for the look costs CPU of the load.
@@ -142,7 +143,10 @@ pub(super) struct Effort {
     pub(super) descriptors: u64,
 }
 
-/// Loads the contestants in turn and adds what was measured to the results.
+/// Each is loaded for this part of a round's time before it is measured.
+const WARM_UP_PART: u32 = 4;
+
+/// Loads the contestants in turn, in another order each round, and adds what was measured to the results.
 pub(super) fn run(
     scenario: &Scenario,
     contestants: &mut [Contestant],
@@ -150,18 +154,22 @@ pub(super) fn run(
     place: &Place<'_>,
     results: &mut Results,
 ) -> Result<()> {
+    let mut random = Random::new(1);
     for round in 0..=effort.rounds {
-        for contestant in &mut *contestants {
+        for index in shuffled(contestants.len(), &mut random) {
+            let contestant = &mut contestants[index];
             progress(scenario.name, round, effort.rounds, &contestant.name);
-            let drive = Drive {
-                targets: &contestant.targets.clone(),
+            let targets = contestant.targets.clone();
+            let drive = |duration| Drive {
+                targets: &targets,
                 cpus: place.load_cpus,
-                // To warm up takes less than to measure.
-                duration: effort.duration / if round == 0 { 2 } else { 1 },
+                duration,
                 rate: effort.rate,
                 control: place.control,
             };
-            let (sample, report) = measure(scenario, contestant, round, &drive);
+            // The proxies' CPU may have been idle until now: a host takes such a CPU away.
+            let _ = scenario.drive(&drive(effort.duration / WARM_UP_PART));
+            let (sample, report) = measure(scenario, contestant, round, &drive(effort.duration));
             check_stop(place.control)?;
             if round == 0 {
                 continue;
@@ -176,6 +184,17 @@ pub(super) fn run(
     }
     progress_end();
     Ok(())
+}
+
+/// Each round has an order of its own: always after the same neighbour, one would always inherit what that one
+/// made of the machine.
+fn shuffled(count: usize, random: &mut Random) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    // Fisher and Yates.
+    for last in (1..count).rev() {
+        order.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    order
 }
 
 /// One contestant, once. What fails is an error of the sample: one bad peer must not end the rest.
@@ -352,5 +371,22 @@ fn progress(scenario: &str, round: usize, rounds: usize, peer: &str) {
 fn progress_end() {
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_round_has_all_of_them_in_an_order_of_its_own() {
+        let mut random = Random::new(1);
+        let first = shuffled(9, &mut random);
+        let second = shuffled(9, &mut random);
+        assert_ne!(first, second);
+        for mut order in [first, second] {
+            order.sort_unstable();
+            assert_eq!(order, (0..9).collect::<Vec<_>>());
+        }
     }
 }
