@@ -7,6 +7,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::BUFFER_BYTES;
+use super::endpoint::{Endpoint, Poll, Receive, Send};
 use super::lent::Lent;
 use super::random::Random;
 use crate::relay::io::Io;
@@ -15,96 +16,6 @@ use crate::ring::{Buffer, BufferPool, Completion, Group, Piece, Shots, Token};
 /// Byte `position` of the stream that the peer of socket `id` sends.
 fn pattern(id: usize, position: u64) -> u8 {
     (position.wrapping_mul(31) ^ position >> 8 ^ (id as u64).wrapping_mul(97)) as u8
-}
-
-pub(super) struct Receive {
-    token: Token,
-    group: Group,
-    shots: Shots,
-    cancelled: bool,
-}
-
-pub(super) struct Send {
-    token: Token,
-    buffer: Buffer,
-    from: u32,
-    len: u32,
-    /// Zero-copy, out of this lent buffer.
-    lent: Option<u16>,
-}
-
-/// A multishot poll, and what it has told.
-pub(super) struct Poll {
-    token: Token,
-    cancelled: bool,
-    told_fin: bool,
-    told_reset: bool,
-}
-
-impl Poll {
-    fn new(token: Token) -> Self {
-        Self {
-            token,
-            cancelled: false,
-            told_fin: false,
-            told_reset: false,
-        }
-    }
-}
-
-/// One of our sockets, with its peer.
-#[derive(Default)]
-pub(super) struct Endpoint {
-    /// Bytes that the peer sent so far, and of those, that we received.
-    pub peer_sent: u64,
-    pub received: u64,
-    pub peer_will_send: u64,
-    pub peer_fin: bool,
-    pub peer_reset: bool,
-    /// The pending socket error was reported once.
-    pub error_taken: bool,
-    /// Never reads again.
-    pub stalled: bool,
-    /// Bytes that our kernel took for the peer, and of those, that it acknowledged.
-    pub taken: u64,
-    pub acknowledged: u64,
-    pub room: u64,
-    pub fin_sent: bool,
-    pub linger_zero: bool,
-    pub closed: bool,
-    pub receive: Option<Receive>,
-    pub send: Option<Send>,
-    pub writable: Option<Poll>,
-    /// Waits for bytes, once.
-    pub readable: Option<Poll>,
-    /// Knows no zero-copy send, as a unix socket.
-    pub only_copies: bool,
-    /// SO_RCVLOWAT.
-    pub low_water: u64,
-    /// Position of the peer's byte of urgent data, which splice does not go past.
-    pub urgent_at: Option<u64>,
-    /// A send took less than it was offered.
-    pub refused: bool,
-    pub watch: Option<Poll>,
-}
-
-impl Endpoint {
-    fn free(&self) -> u64 {
-        self.room - (self.taken - self.acknowledged)
-    }
-
-    fn available(&self) -> u64 {
-        self.peer_sent - self.received
-    }
-
-    /// The error that the socket reports now: the reset once, then what `after` says.
-    fn reset_error(&mut self, after: i32) -> i32 {
-        if std::mem::replace(&mut self.error_taken, true) {
-            after
-        } else {
-            libc::ECONNRESET
-        }
-    }
 }
 
 /// Index into [`World::endpoints`]; sockets 2n and 2n + 1 are a session's.

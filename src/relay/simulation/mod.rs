@@ -8,6 +8,7 @@
 //! leaves bytes in it; what a zero-copy send took stays as it is until the kernel has returned the
 //! buffer, however late; no tail waits below a low-water mark.
 
+mod endpoint;
 mod kernel;
 mod lent;
 mod random;
@@ -21,7 +22,8 @@ use super::pair::End;
 use super::{Relay, RelayOptions, Summary, Watcher};
 use crate::outcome::{Cause, MoverKind, Side};
 use crate::ring::BufferPool;
-use kernel::{Endpoint, SharedWorld, Socket, World};
+use endpoint::Endpoint;
+use kernel::{SharedWorld, Socket, World};
 use random::Random;
 
 const SEEDS: u64 = 3_000;
