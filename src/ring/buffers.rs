@@ -50,7 +50,7 @@ impl Group {
 }
 
 /// A buffer that holds received bytes: its owner must hand it back with [`BufferPool::release`].
-/// Numbers from [`ASIDE_FIRST`] on are not of the slab.
+/// Numbers from `ASIDE_FIRST` on are not of the slab.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer(u16);
 

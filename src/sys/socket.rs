@@ -89,7 +89,7 @@ pub fn defer_accept(listener: &impl AsFd, wait: Duration) -> io::Result<()> {
 }
 
 /// Takes bytes that come with a SYN (`TCP_FASTOPEN`), for at most `queue` handshakes at a time. The
-/// kernel does so only if `net.ipv4.tcp_fastopen` allows it to servers: see [`fast_open_allowed`].
+/// kernel does so only if `net.ipv4.tcp_fastopen` allows it to servers.
 pub fn accept_fast_open(listener: &impl AsFd, queue: u32) -> io::Result<()> {
     let queue = i32::try_from(queue).unwrap_or(i32::MAX);
     let name = libc::TCP_FASTOPEN;

@@ -9,8 +9,8 @@
 //! └─────────────────────────────┘               └──────────────────────────────────────────┘
 //! ```
 //!
-//! Reading order: [`peers`] (who), [`scenarios`] (what), [`comparison`], [`rounds`] (how), [`usage`]
-//! (what it costs), [`results`], [`bars`], [`table`], [`run_directory`].
+//! Reading order: `peers` (who), `scenarios` (what), `comparison`, `rounds` (how), `usage`
+//! (what it costs), `results`, `bars`, `table`, `run_directory`.
 
 #![allow(clippy::print_stdout, reason = "its tables are its result")]
 
