@@ -451,6 +451,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 Step::Rest => return,
                 Step::Receive(group, shots) => {
                     let pair = live(&mut self.slots, id);
+                    let is_marked = pair.direction(from).bulk().is_marked();
+                    debug_assert!(!is_marked, "a receive waits for the mark, and has no guard");
                     let token = token(id, Operation::Receive, from);
                     self.io.recv(pair.socket(from), group, shots, token);
                 }

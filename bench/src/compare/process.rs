@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -136,21 +139,37 @@ impl Drop for Proxy {
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now, another one at each call.
+/// A free loopback address for a listener of a proxy, which this process has for itself among all
+/// comparisons of this machine until it ends.
+///
+/// # Errors
+/// None is left.
 pub(super) fn free_address() -> Result<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let span = PORTS.end - PORTS.start;
-    // Two processes at the same time begin at different places.
+    // Two processes at the same time begin at different places, or they would go through the same ports
+    // one behind the other.
     let start = (std::process::id() % u32::from(span)) as u16;
     for _ in 0..span {
         let step = NEXT.fetch_add(1, Ordering::Relaxed) % span;
         let port = PORTS.start + (start + step) % span;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(address).is_ok() {
+        if claim(port) && TcpListener::bind(address).is_ok() {
             return Ok(address);
         }
     }
     bail!("no free port from {} to {}", PORTS.start, PORTS.end)
+}
+
+/// Claims a port among all comparisons of this machine. Between looking at a port and a proxy that
+/// listens there time passes, in which another comparison would find it free. An abstract unix socket
+/// goes with the process that holds it, however that ends.
+fn claim(port: u16) -> bool {
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let name = format!("corelay-bench/port/{port}");
+    let claim = UnixAddress::from_abstract_name(name).and_then(|it| UnixListener::bind_addr(&it));
+    let claim = claim.map(|claim| CLAIMS.lock().expect("no panic holds it").push(claim));
+    claim.is_ok()
 }
 
 #[cfg(test)]
@@ -164,6 +183,8 @@ mod tests {
         let second = free_address().unwrap();
         assert_ne!(first, second);
         drop(held);
+        let is_claimed = |address: SocketAddr| !claim(address.port());
+        assert!(is_claimed(first) && is_claimed(second), "by this process");
         assert!(!PORTS.contains(&32_768), "{PORTS:?} meets ephemeral ports");
     }
 }
