@@ -31,8 +31,9 @@ use crate::metrics::{ListenerName, Names, ServerName};
 use crate::relay::RelayOptions;
 use crate::relay::bulk::{MoverChoice, Thresholds};
 use crate::ring::zero_copy::ZERO_COPY_MIN_BYTES;
-use crate::ring::{RingError, RingOptions};
+use crate::ring::{RingError, RingOptions, multishot};
 use crate::sys::limits::KernelVersion;
+use crate::sys::socket::Keepalive;
 use crate::sys::{affinity, limits, probe, process, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
@@ -364,7 +365,6 @@ fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, RunError> {
 fn socket_options(config: &Config) -> socket::Options {
     socket::Options {
         nodelay: config.tcp.nodelay,
-        keepalive: config.tcp.keepalive.map(|k| (k.idle, k.interval, k.count)),
         user_timeout: config.tcp.user_timeout,
     }
 }
@@ -485,6 +485,11 @@ fn service(
                 ..Thresholds::DEFAULT
             },
             pipes_max,
+            keepalive: config.tcp.keepalive.map(|it| Keepalive {
+                idle: it.idle,
+                interval: it.interval,
+                probes: it.count,
+            }),
             zero_copy_min_bytes: if config.relay.zero_copy_send {
                 ZERO_COPY_MIN_BYTES
             } else {
@@ -509,7 +514,21 @@ fn ring_options(config: &Config, fds_max: u64, cores: usize) -> RingOptions {
         buffers: config.buffers.per_core,
         cq_entries: test_cq_entries().unwrap_or(u32::try_from(wanted).unwrap_or(u32::MAX / 2)),
         zero_copy_send: config.relay.zero_copy_send,
+        multishot_receive: multishot_receive(),
     }
+}
+
+/// Whether a receive may have several shots. Without, a message costs one more entry in the ring.
+fn multishot_receive() -> bool {
+    let is_denied =
+        cfg!(debug_assertions) && std::env::var_os("CORELAY_TEST_SINGLE_SHOT").is_some();
+    let is_trusted = !is_denied && multishot::tells_ends().unwrap_or(true);
+    if !is_trusted {
+        tracing::warn!(
+            "this kernel may lose the end of a stream in a multishot receive; receives have a single shot each, at some CPU per message; a newer patch release of the kernel mends it"
+        );
+    }
+    is_trusted
 }
 
 /// A completion queue far too small, to see that its overflow loses nothing. Debug builds only.

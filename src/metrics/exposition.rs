@@ -535,6 +535,11 @@ fn ring(page: &mut Page, scrape: &Scrape<'_>) {
         "Enters after which completions did not fit the completion queue; above 0 is a bug.",
     );
     page.per_core(scrape, |core| core.ring.cq_overflow_total);
+    page.gauge(
+        "corelay_multishot_receive",
+        "1 where receives may have several shots, 0 where the kernel may lose the end of a stream then.",
+    );
+    page.per_core(scrape, |core| core.ring.is_multishot.into());
     page.gauge("corelay_ring_operations_in_flight", "Operations in flight.");
     page.per_core(scrape, |core| core.ring.in_flight);
     page.counter(

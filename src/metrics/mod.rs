@@ -282,6 +282,8 @@ pub struct RingMetrics {
     pub completed_total: u64,
     /// Passes in which completions did not fit the queue. Above 0 is a bug, or a test-only ring size.
     pub cq_overflow_total: u64,
+    /// Receives may have several shots.
+    pub is_multishot: bool,
     /// Operations in flight.
     pub in_flight: u64,
     /// Sends that moved bytes.

@@ -10,7 +10,7 @@
 //!                          reaching the mark
 //! ```
 //!
-//! The low-water mark (SO_RCVLOWAT) lets the kernel collect half a mebibyte before it wakes us, which
+//! The low-water mark (SO_RCVLOWAT) lets the kernel collect a mebibyte before it wakes us, which
 //! is most of what splicing gains. It must never hold back a tail, so that whenever it is raised a
 //! guard of 1 ms runs. That a stream pauses is no reason to give the mark up; that its peer answers
 //! what the mark had held back is: then these were messages, whose ends somebody waited for. Each time
@@ -67,7 +67,7 @@ impl Thresholds {
         weak_fills: 8,
         chunk_bytes: 1024 * 1024,
         budget_bytes: 256 * 1024,
-        mark_bytes: 512 * 1024,
+        mark_bytes: 1024 * 1024,
         patience_bytes: 1024 * 1024,
         guard_us: 1_000,
     };

@@ -199,8 +199,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     fn try_again(&mut self, now_us: u64, id: PairId, from: End) {
         let pair = live(&mut self.slots, id);
         pair.direction(from).on_unblocked();
+        let mut spent_bytes = 0;
         if pair.direction(from).queued_bytes() > 0 {
             let delivery = self.deliver(now_us, id, from);
+            spent_bytes = delivery.sent_bytes;
             if delivery.is_full && delivery.sent_bytes == 0 {
                 self.pause(now_us, id, from);
             }
@@ -208,7 +210,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.wait_for_peer(id, from);
             }
         }
-        self.progress(now_us, id, from);
+        self.progress_after(now_us, id, from, spent_bytes);
     }
 
     /// It called itself writable and took nothing: the kernel is short of memory for sockets, and

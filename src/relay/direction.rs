@@ -89,6 +89,8 @@ pub struct Direction {
     fin_passed: bool,
     discarding: bool,
     slow: bool,
+    /// Receives in a row, each delivered at once.
+    trusted: u8,
     /// A fill is worth a try.
     readable: bool,
     streak: u8,
@@ -107,6 +109,7 @@ impl Direction {
             fin_passed: false,
             discarding: false,
             slow: false,
+            trusted: 0,
             readable: false,
             streak: 0,
             queued_bytes: 0,
@@ -146,6 +149,11 @@ impl Direction {
             }
             _ => Step::Rest,
         }
+    }
+
+    /// Whether a receive, if it could have a buffer, would be the next thing to do.
+    pub fn wants_buffer(&self) -> bool {
+        !self.blocked && !self.is_splicing()
     }
 
     /// Whether the splice mover takes what comes next.
@@ -197,6 +205,7 @@ impl Direction {
             return false;
         }
         self.queued_bytes += len;
+        self.trusted = self.trusted.saturating_add(1);
         self.streak = if full {
             0
         } else {
@@ -253,7 +262,7 @@ impl Direction {
             self.queued_bytes
         );
         self.queued_bytes -= len;
-        if self.slow && self.queued_bytes == 0 && !self.blocked && self.streak >= TRUSTED_AFTER {
+        if self.slow && self.queued_bytes == 0 && !self.blocked && self.trusted >= TRUSTED_AFTER {
             self.slow = false;
         }
     }
@@ -284,6 +293,7 @@ impl Direction {
         debug_assert!(!self.blocked, "waits already");
         self.blocked = true;
         self.slow = true;
+        self.trusted = 0;
         self.streak = 0;
     }
 
@@ -395,6 +405,22 @@ mod tests {
             direction.next_step(),
             Step::Receive(Group::Fast, Shots::Multi)
         );
+    }
+
+    #[test]
+    fn full_buffers_that_are_delivered_at_once_leave_the_slow_group_as_well() {
+        let mut direction = Direction::new(MoverChoice::Copy);
+        direction.next_step();
+        direction.on_received(100, true, false);
+        direction.on_blocked();
+        direction.on_unblocked();
+        direction.on_sent(100);
+        for _ in 0..TRUSTED_AFTER {
+            assert_eq!(direction.group(), Group::Slow);
+            direction.on_received(100, true, false);
+            direction.on_sent(100);
+        }
+        assert_eq!(direction.group(), Group::Fast);
     }
 
     #[test]

@@ -165,6 +165,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             return self.on_failure(now_us, id, end, cause);
         }
         self.note_acknowledged(now_ms, id);
+        self.keep_alive(now_ms, id);
         let pair = self.live(id);
         // Moments are rounded down to milliseconds: only one more than the limit is surely over.
         let silent_ms = now_ms.saturating_sub(pair.last_activity_ms);
@@ -175,6 +176,23 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             self.close(id, Closing::Reset);
         } else if silent_ms > options.idle_ms {
             self.say_goodbye(now_us, id, Cause::IdleTimeout);
+        }
+    }
+
+    /// Switches keepalive on for a session as old as the silence that calls for the first probe. Most
+    /// sessions are over by then and are spared eight system calls and two timers of the kernel's. The
+    /// probes come no later for it: they are due by what was received last (tcp_set_keepalive,
+    /// tcp_sock_set_keepidle_locked).
+    fn keep_alive(&mut self, now_ms: u64, id: PairId) {
+        let pair = live(&mut self.slots, id);
+        let Some(keepalive) = self.options.keepalive else {
+            return;
+        };
+        if !pair.is_kept_alive && now_ms >= pair.started_ms + keepalive.idle_ms() {
+            pair.is_kept_alive = true;
+            for end in End::BOTH {
+                self.io.keep_alive(pair.socket(end), keepalive);
+            }
         }
     }
 
@@ -212,22 +230,34 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     }
 
     /// Ends a session that we have had enough of: FIN to both ends, RST a second later. If bytes
-    /// are stuck that a FIN would make look like the whole of it, RST at once.
+    /// are left that a FIN would make look like the whole of it, RST at once.
     fn say_goodbye(&mut self, now_us: u64, id: PairId, cause: Cause) {
         let now_ms = now_us / 1_000;
         let pair = self.live(id);
         pair.blame(Side::Local, cause);
-        if pair.has_undelivered() {
+        if pair.has_undelivered() || self.has_unread(id) {
             return self.close(id, Closing::Reset);
         }
+        let pair = self.live(id);
         pair.phase = Phase::Lingering {
             deadline_ms: now_ms + LINGER_MS,
         };
         for end in End::BOTH {
+            self.lower_mark(id, end);
             let pair = live(&mut self.slots, id);
             pair.directions[end as usize].discard();
             self.io.shutdown_write(pair.socket(end));
         }
+    }
+
+    /// Whether bytes lie in a source's socket: below its low-water mark, or because no buffer is left, or
+    /// because they have just come.
+    fn has_unread(&mut self, id: PairId) -> bool {
+        End::BOTH.into_iter().any(|end| {
+            let pair = live(&mut self.slots, id);
+            let is_open = pair.direction(end).source() == Source::Open;
+            is_open && self.io.has_unread(pair.socket(end))
+        })
     }
 
     /// Ends every session now, with a reset to both ends.
@@ -316,7 +346,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             Phase::Closing => return,
             Phase::Lingering { deadline_ms } => deadline_ms,
             Phase::Failing { end, check_ms, .. } => {
+                let oldest = options
+                    .max_age_ms
+                    .map_or(u64::MAX, |max| pair.started_ms + max + 1);
                 let stuck_ms = pair.last_activity_ms + options.half_close_ms + 1;
+                let stuck_ms = stuck_ms.min(oldest);
                 let drained = is_over(&pair.directions[end as usize]);
                 if drained {
                     check_ms.min(stuck_ms)
@@ -335,7 +369,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 let oldest = options
                     .max_age_ms
                     .map_or(u64::MAX, |max| pair.started_ms + max);
-                let deadline_ms = silent.min(oldest).saturating_add(1);
+                let keepalive = options.keepalive.filter(|_| !pair.is_kept_alive);
+                let keepalive_ms = keepalive.map_or(u64::MAX, |it| pair.started_ms + it.idle_ms());
+                let deadline_ms = silent.min(oldest).saturating_add(1).min(keepalive_ms);
                 let ended = pair.directions.iter().any(|d| d.source() == Source::Ended);
                 if ended {
                     deadline_ms.min(now_ms + LOOK_MS)

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::ring::{Buffer, Group, Piece, RelayRing, Shots, Token};
 use crate::sys::pipe::Pipe;
-use crate::sys::socket;
+use crate::sys::socket::{self, Keepalive};
 
 /// Sockets, buffers and operations. Operations complete later, each under its token.
 pub trait Io {
@@ -67,10 +67,14 @@ pub trait Io {
     fn buffer_bytes(&self) -> u32;
     /// Sends FIN behind what is queued.
     fn shutdown_write(&mut self, socket: &Self::Socket);
+    /// Probes from now on whether the peer is still there.
+    fn keep_alive(&mut self, socket: &Self::Socket, keepalive: Keepalive);
     /// Makes the coming close a reset.
     fn linger_zero(&mut self, socket: &Self::Socket);
     /// Bytes sent that the peer has not acknowledged and still may.
     fn unacknowledged_bytes(&mut self, socket: &Self::Socket) -> u32;
+    /// Whether bytes of the peer lie in the socket, received by nobody.
+    fn has_unread(&mut self, socket: &Self::Socket) -> bool;
     /// The socket's pending error.
     fn take_error(&mut self, socket: &Self::Socket) -> io::Result<()>;
     /// Closes the socket. No operation on it may be in flight.
@@ -169,12 +173,20 @@ impl Io for RelayRing {
         socket::shutdown_write(socket.as_fd());
     }
 
+    fn keep_alive(&mut self, socket: &OwnedFd, keepalive: Keepalive) {
+        socket::keep_alive(socket.as_fd(), keepalive);
+    }
+
     fn linger_zero(&mut self, socket: &OwnedFd) {
         socket::linger_zero(socket.as_fd());
     }
 
     fn unacknowledged_bytes(&mut self, socket: &OwnedFd) -> u32 {
         socket::unacknowledged_bytes(socket.as_fd())
+    }
+
+    fn has_unread(&mut self, socket: &OwnedFd) -> bool {
+        socket::has_unread(socket.as_fd())
     }
 
     fn take_error(&mut self, socket: &OwnedFd) -> io::Result<()> {

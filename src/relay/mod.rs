@@ -27,6 +27,7 @@ use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
 use crate::outcome::{Cause, CloseReason, MoverKind};
 use crate::ring::{Buffer, Completion, Group, RelayRing};
+use crate::sys::socket::Keepalive;
 use bulk::{MoverChoice, Thresholds};
 use direction::{Direction, Source, Step};
 use io::Io;
@@ -53,6 +54,8 @@ pub struct RelayOptions {
     pub thresholds: Thresholds,
     /// Pipes of this core, at most; two descriptors each.
     pub pipes_max: usize,
+    /// Probes for a dead peer, on both sockets.
+    pub keepalive: Option<Keepalive>,
     /// Sends of at least this many bytes are zero-copy; `u32::MAX` is none.
     pub zero_copy_min_bytes: u32,
 }
@@ -173,6 +176,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             delivered_bytes: [0; 2],
             put_off: [false; 2],
             zero_copy: [true; 2],
+            is_kept_alive: false,
             watching: [false; 2],
             polling: [false; 2],
             retrying: [false; 2],
@@ -394,6 +398,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             if pair.directions[from as usize].must_leave_multishot() {
                 self.io.cancel(token(id, Operation::Receive, from));
             }
+            if pair.directions[from as usize].is_blocked()
+                && let Some(late) = pair.queues[from as usize].back_mut()
+            {
+                // A shot that a multishot receive fired before it was cancelled.
+                self.io.set_aside(&mut late.buffer, late.len);
+            }
             if promote {
                 self.promoted(id, from);
             }
@@ -403,7 +413,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     }
 
     fn on_no_buffer(&mut self, id: PairId, from: End) {
-        let group = self.live(id).direction(from).group();
+        let direction = self.live(id).direction(from);
+        if !direction.wants_buffer() {
+            // It was the last shot of a receive that is not wanted any more.
+            return;
+        }
+        let group = direction.group();
         if !self.io.widen(group) {
             self.live(id).direction(from).on_no_buffer();
             self.waiting[group as usize].push_back((id, from));
@@ -439,7 +454,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Does whatever the direction asks for, until it rests or has spent its budget.
     fn progress(&mut self, now_us: u64, id: PairId, from: End) {
-        let mut spent_bytes = 0;
+        self.progress_after(now_us, id, from, 0);
+    }
+
+    /// As [`Relay::progress`], for a direction that has spent some of its budget in this pass.
+    fn progress_after(&mut self, now_us: u64, id: PairId, from: End, mut spent_bytes: u64) {
         let send_inline = self.send_inline;
         let budget_bytes = self.options.thresholds.budget_bytes;
         let zero_copy_min_bytes = self.options.zero_copy_min_bytes;
@@ -482,12 +501,14 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     }
                 }
                 Step::PassFin => {
+                    pair.last_activity_ms = now_us / 1_000;
+                    let is_last = pair.directions.iter().all(|d| d.is_finished());
+                    if is_last && pair.phase == Phase::Relaying {
+                        // The session is over: `settle` closes it, and the close sends this FIN.
+                        return;
+                    }
                     let pair = live(&mut self.slots, id);
                     self.io.shutdown_write(pair.socket(from.other()));
-                    let unacknowledged = self.io.unacknowledged_bytes(pair.socket(from.other()));
-                    let pair = self.live(id);
-                    pair.unacknowledged[from.other() as usize] = unacknowledged;
-                    pair.last_activity_ms = now_us / 1_000;
                     self.rearm_timer(now_us / 1_000, id);
                 }
             }

@@ -153,6 +153,8 @@ pub(super) struct Pair<I: Io, R> {
     pub polling: [bool; 2],
     /// The end's socket can do zero-copy sends, as far as is known.
     pub zero_copy: [bool; 2],
+    /// Keepalive probes are switched on.
+    pub is_kept_alive: bool,
     /// Watches in flight, by end.
     pub watching: [bool; 2],
     /// Unacknowledged bytes when they were last looked at, by the end that they go to.

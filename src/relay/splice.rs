@@ -24,9 +24,9 @@ use super::pair::{End, Operation, PairId, Phase, token};
 use super::{Relay, Watcher, cause_of, live};
 use crate::outcome::{Cause, MoverKind};
 
-/// Raised low-water marks per core. A mark of 512 KiB lets a socket's receive buffer grow to about
-/// 1 MiB for as long as it lives (tcp_set_rcvlowat).
-const MARKS_MAX: usize = 256;
+/// Raised low-water marks per core. A mark of 1 MiB lets a socket's receive buffer grow to about
+/// 2 MiB for as long as it lives (tcp_set_rcvlowat).
+const MARKS_MAX: usize = 128;
 
 /// The pipes of one core.
 pub(super) struct Pipes<P> {
@@ -287,7 +287,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     }
 
     /// Before anything else waits for bytes: a receive waits for the mark as well.
-    fn lower_mark(&mut self, id: PairId, from: End) {
+    pub(super) fn lower_mark(&mut self, id: PairId, from: End) {
         let pair = live(&mut self.slots, id);
         if pair.directions[from as usize].bulk().is_marked() {
             self.io.set_low_water(pair.socket(from), 1);

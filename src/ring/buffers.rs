@@ -73,6 +73,8 @@ impl Buffer {
     }
 }
 
+/// What may be set aside beside a small slab, too.
+const ASIDE_MIN_BYTES: usize = 16 * 1024 * 1024;
 /// The slab has no more buffers than this; higher numbers are bytes that were set aside.
 const ASIDE_FIRST: u16 = 32_768;
 /// Buffers that a group offers to the kernel at first.
@@ -114,6 +116,8 @@ pub struct BufferPool {
     /// Bytes on the heap, by number from [`ASIDE_FIRST`] on.
     aside: Vec<Option<Box<[u8]>>>,
     aside_free: Vec<u16>,
+    /// Bounded by the size of the slab, or [`ASIDE_MIN_BYTES`].
+    aside_bytes: usize,
     exhausted_total: u64,
 }
 
@@ -138,6 +142,7 @@ impl BufferPool {
             lent: 0,
             aside: Vec::new(),
             aside_free: Vec::new(),
+            aside_bytes: 0,
             exhausted_total: 0,
         })
     }
@@ -219,6 +224,10 @@ impl BufferPool {
         if buffer.0 >= ASIDE_FIRST || self.group_of(buffer.0) == Group::Slow {
             return;
         }
+        let slab_bytes = self.places.len() * self.size_bytes as usize;
+        if self.aside_bytes + len as usize > slab_bytes.max(ASIDE_MIN_BYTES) {
+            return;
+        }
         let bytes = Some(Box::from(self.bytes(buffer, len)));
         let id = match self.aside_free.pop() {
             Some(id) => {
@@ -234,6 +243,7 @@ impl BufferPool {
                 id
             }
         };
+        self.aside_bytes += len as usize;
         let freed = std::mem::replace(buffer, Buffer(id));
         self.release(freed);
     }
@@ -306,7 +316,8 @@ impl BufferPool {
     pub fn release(&mut self, buffer: Buffer) {
         let id = buffer.0;
         if id >= ASIDE_FIRST {
-            self.aside[usize::from(id - ASIDE_FIRST)] = None;
+            let bytes = self.aside[usize::from(id - ASIDE_FIRST)].take();
+            self.aside_bytes -= bytes.map_or(0, |bytes| bytes.len());
             return self.aside_free.push(id);
         }
         match self.places[usize::from(id)] {

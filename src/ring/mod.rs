@@ -5,6 +5,7 @@
 //! Not here: what a completion means. See io_uring(7), io_uring_setup(2), io_uring_enter(2).
 
 pub mod buffers;
+pub mod multishot;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -68,6 +69,8 @@ pub struct RingOptions {
     pub cq_entries: u32,
     /// Large sends may be zero-copy: pins the whole slab in memory.
     pub zero_copy_send: bool,
+    /// A receive may have several shots; see [`multishot::tells_ends`].
+    pub multishot_receive: bool,
 }
 
 /// One finished operation, or one shot of a multishot one.
@@ -127,6 +130,7 @@ pub struct RelayRing {
     ring: IoUring,
     buffers: BufferPool,
     zero_copy: Option<ZeroCopy>,
+    multishot_receive: bool,
     stats: RingStats,
 }
 
@@ -161,6 +165,7 @@ impl RelayRing {
             ring,
             buffers,
             zero_copy,
+            multishot_receive: options.multishot_receive,
             stats: RingStats::default(),
         })
     }
@@ -192,12 +197,20 @@ impl RelayRing {
             .map_or_else(ZeroCopyStats::default, ZeroCopy::stats)
     }
 
-    /// Receives into a buffer of `group`'s ring.
+    /// Whether receives have several shots here.
+    pub fn is_multishot(&self) -> bool {
+        self.multishot_receive
+    }
+
+    /// Receives into a buffer of `group`'s ring. Where multishot receives are not to be trusted, each has a
+    /// single shot, whatever is asked for.
     pub fn recv(&mut self, socket: BorrowedFd<'_>, group: Group, shots: Shots, token: Token) {
         let fd = Fd(socket.as_raw_fd());
         let entry = match shots {
-            Shots::Multi => opcode::RecvMulti::new(fd, group as u16).build(),
-            Shots::Single => {
+            Shots::Multi if self.multishot_receive => {
+                opcode::RecvMulti::new(fd, group as u16).build()
+            }
+            Shots::Multi | Shots::Single => {
                 // A length of 0 with BUFFER_SELECT means the whole buffer.
                 opcode::Recv::new(fd, std::ptr::null_mut(), 0)
                     .buf_group(group as u16)
@@ -377,8 +390,8 @@ impl RelayRing {
         loop {
             // SAFETY: receives take their buffer from a registered ring, whose memory outlives this
             // ring (see the order of the fields). A send reads a held buffer of this ring's pool,
-            // inside a slab that is never unmapped before the ring; who releases it too early sends
-            // wrong bytes but reads no foreign memory. A zero-copy send reads pages that are pinned for
+            // inside a slab that is never unmapped before the ring, or set aside on the heap; it is over when
+            // the call that submits it returns, and until then its piece stays queued. A zero-copy send reads pages that are pinned for
             // as long as the kernel needs them.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;

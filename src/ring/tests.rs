@@ -29,6 +29,7 @@ impl Rig {
             buffers: BUFFERS,
             cq_entries: 1024,
             zero_copy_send: true,
+            multishot_receive: true,
         };
         Self {
             ring: RelayRing::new(options).unwrap(),

@@ -11,14 +11,30 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockRef, Socket, TcpK
 use super::check;
 use crate::units::Address;
 
+/// Probes for a peer that is gone without a word (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT).
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// Silence before the first probe; whole seconds.
+    pub idle: Duration,
+    /// Between two probes; whole seconds.
+    pub interval: Duration,
+    /// Unanswered probes after which the connection is given up.
+    pub probes: u32,
+}
+
+impl Keepalive {
+    /// [`Keepalive::idle`] in milliseconds.
+    pub fn idle_ms(&self) -> u64 {
+        u64::try_from(self.idle.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 /// Options for one side of a session. Set on a listener, Linux hands all of them to the sockets
-/// that it accepts, which saves five system calls per connection.
+/// that it accepts, which saves system calls per connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// `TCP_NODELAY`.
     pub nodelay: bool,
-    /// `SO_KEEPALIVE`, with idle time, interval and count.
-    pub keepalive: Option<(Duration, Duration, u32)>,
     /// `TCP_USER_TIMEOUT`.
     pub user_timeout: Option<Duration>,
 }
@@ -27,13 +43,6 @@ impl Options {
     fn apply(&self, socket: &Socket) -> io::Result<()> {
         if self.nodelay {
             socket.set_tcp_nodelay(true)?;
-        }
-        if let Some((idle, interval, count)) = self.keepalive {
-            let keepalive = TcpKeepalive::new()
-                .with_time(idle)
-                .with_interval(interval)
-                .with_retries(count);
-            socket.set_tcp_keepalive(&keepalive)?;
         }
         if self.user_timeout.is_some() {
             socket.set_tcp_user_timeout(self.user_timeout)?;
@@ -280,6 +289,17 @@ pub fn shutdown(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
 }
 
+/// Switches probes on. Sockets that know none, such as unix ones, are left as they are.
+pub fn keep_alive(socket: BorrowedFd<'_>, keepalive: Keepalive) {
+    // SO_KEEPALIVE first: it starts the timer at `idle` from now, and TCP_KEEPIDLE then takes off what has
+    // passed since something was received.
+    let options = TcpKeepalive::new()
+        .with_time(keepalive.idle)
+        .with_interval(keepalive.interval)
+        .with_retries(keepalive.probes);
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&options);
+}
+
 /// Makes the coming `close(2)` send RST and drop what is queued (`SO_LINGER` with 0 seconds).
 pub fn linger_zero(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
@@ -441,7 +461,6 @@ mod tests {
 
     const PLAIN: Options = Options {
         nodelay: true,
-        keepalive: None,
         user_timeout: None,
     };
 

@@ -423,6 +423,7 @@ impl Core {
         metrics.movers.pipes_held = engine.pipes_lent() as u64;
         metrics.movers.low_water_guards_total = engine.low_water_guards_total();
         let ring = engine.io();
+        metrics.ring.is_multishot = ring.is_multishot();
         let zero_copy = ring.zero_copy_stats();
         metrics.movers.zero_copy_is_on = zero_copy.is_on;
         metrics.movers.zero_copy_sends_total = zero_copy.zero_copy_total;

@@ -216,33 +216,58 @@ fn case_34_unreachable_servers_have_a_reason_of_their_own() {
 
 #[test]
 fn case_40_a_server_that_vanished_is_given_up_by_user_timeout() {
-    if !child::plays(NAMESPACE) {
-        let test = "dialling::case_40_a_server_that_vanished_is_given_up_by_user_timeout";
-        if crate::support::process::tool("nft").is_none() {
-            skip("case 40", "no nft(8) here");
-        } else if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
-            skip("case 40", &reason);
-        }
-        return;
+    if is_inside("dialling::case_40_a_server_that_vanished_is_given_up_by_user_timeout") {
+        vanish(&[("tcp.user_timeout", "1s")], b"into the void");
     }
+}
+
+/// Nobody says anything, so that only a probe can notice. Probes are switched on when the session is as old as
+/// the silence before the first of them.
+#[test]
+fn case_40_a_silent_server_that_vanished_is_given_up_by_keepalive() {
+    if is_inside("dialling::case_40_a_silent_server_that_vanished_is_given_up_by_keepalive") {
+        let settings = [("idle", "1s"), ("interval", "1s"), ("count", "2")];
+        let settings = settings.map(|(key, value)| (format!("tcp.keepalive.{key}"), value));
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(key, value)| (key.as_str(), *value))
+            .collect();
+        vanish(&settings, b"");
+    }
+}
+
+/// Whether this is the test's part in a network namespace of its own; if not, that is run.
+fn is_inside(test: &str) -> bool {
+    if child::plays(NAMESPACE) {
+        return true;
+    }
+    if crate::support::process::tool("nft").is_none() {
+        skip("case 40", "no nft(8) here");
+    } else if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
+        skip("case 40", &reason);
+    }
+    false
+}
+
+/// A server from which nothing comes any more, and to which nothing goes.
+fn vanish(settings: &[(&str, &str)], last_words: &[u8]) {
     child::run_tool("ip", &["link", "set", "lo", "up"]);
     let upstream = Upstream::on(SocketAddr::from(([127, 0, 0, 1], 7777)));
-    let config = Config::to([upstream.address()]).set("tcp.user_timeout", "1s");
+    let mut config = Config::to([upstream.address()]);
+    for (key, value) in settings {
+        config = config.set(key, *value);
+    }
     let proxy = Proxy::start(&config);
     let mut pair = Pair::open(&proxy, &upstream);
     pair.greet();
     child::run_tool("nft", &["add", "table", "inet", "case40"]);
     let hook = "{ type filter hook input priority 0; }";
     child::run_tool("nft", &["add", "chain", "inet", "case40", "in", hook]);
-    let rule = [
-        "add", "rule", "inet", "case40", "in", "tcp", "sport", "7777", "drop",
-    ];
-    child::run_tool("nft", &rule);
-    let rule = [
-        "add", "rule", "inet", "case40", "in", "tcp", "dport", "7777", "drop",
-    ];
-    child::run_tool("nft", &rule);
-    pair.client.write_all(b"into the void").unwrap();
+    for port in ["sport", "dport"] {
+        let rule = ["add", "rule", "inet", "case40", "in", "tcp", port, "7777"];
+        child::run_tool("nft", &[&rule[..], &["drop"]].concat());
+    }
+    pair.client.write_all(last_words).unwrap();
     pair.client
         .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();

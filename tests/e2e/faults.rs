@@ -7,7 +7,9 @@ use corelay_bench::pattern::{Pattern, Random};
 use corelay_bench::servers::Server;
 use corelay_bench::signals::Signal;
 
-use crate::support::peers::{End, connect, expect_fin, finish, read_pattern, reset, write_pattern};
+use crate::support::peers::{
+    End, connect, expect_bytes, expect_fin, finish, read_pattern, reset, write_pattern,
+};
 use crate::support::process::strace;
 use crate::support::proxy::{assert_reason, exit};
 use crate::support::{Config, DEADLINE, Launch, Pair, Proxy, Upstream, size_from_env, wait_until};
@@ -116,6 +118,26 @@ fn case_74_an_overflowing_completion_queue_stalls_nothing() {
         overflowed > 0.0,
         "the queue never overflowed: the test proves nothing"
     );
+    proxy.finish();
+}
+
+/// As on a kernel whose multishot receive may lose the end of a stream.
+#[test]
+fn receives_of_a_single_shot_carry_everything_and_say_so() {
+    const MESSAGES: usize = 100;
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Launch::default()
+        .env("CORELAY_TEST_SINGLE_SHOT", "1")
+        .start(&Config::to([upstream.address()]));
+    let mut client = connect(proxy.address());
+    for message in 0..MESSAGES {
+        let bytes = Pattern::new(75).bytes(message as u64, 100);
+        client.write_all(&bytes).unwrap();
+        expect_bytes(&mut client, &bytes);
+    }
+    finish(&client);
+    expect_fin(&mut client);
+    assert_eq!(proxy.metrics().sum("corelay_multishot_receive"), 0.0);
     proxy.finish();
 }
 

@@ -55,6 +55,7 @@ pub(super) struct Endpoint {
     pub acknowledged: u64,
     pub room: u64,
     pub fin_sent: bool,
+    pub is_kept_alive: bool,
     pub linger_zero: bool,
     pub closed: bool,
     pub receive: Option<Receive>,

@@ -12,6 +12,7 @@ use super::lent::Lent;
 use super::random::Random;
 use crate::relay::io::Io;
 use crate::ring::{Buffer, BufferPool, Completion, Group, Piece, Shots, Token};
+use crate::sys::socket::Keepalive;
 
 /// Byte `position` of the stream that the peer of socket `id` sends.
 fn pattern(id: usize, position: u64) -> u8 {
@@ -468,9 +469,19 @@ impl Io for SharedWorld {
     }
 
     fn shutdown_write(&mut self, socket: &Socket) {
+        let endpoints = &mut self.0.borrow_mut().endpoints;
+        let sent = endpoints[socket.0 ^ 1].peer_sent;
+        let endpoint = &mut endpoints[socket.0];
+        assert!(!endpoint.closed);
+        assert_eq!(endpoint.taken, sent, "a FIN behind a part of what was sent");
+        endpoint.fin_sent = true;
+    }
+
+    fn keep_alive(&mut self, socket: &Socket, _keepalive: Keepalive) {
         let endpoint = &mut self.0.borrow_mut().endpoints[socket.0];
         assert!(!endpoint.closed);
-        endpoint.fin_sent = true;
+        let twice = std::mem::replace(&mut endpoint.is_kept_alive, true);
+        assert!(!twice, "once is enough");
     }
 
     fn linger_zero(&mut self, socket: &Socket) {
@@ -484,6 +495,10 @@ impl Io for SharedWorld {
         } else {
             (endpoint.taken - endpoint.acknowledged) as u32
         }
+    }
+
+    fn has_unread(&mut self, socket: &Socket) -> bool {
+        self.0.borrow().endpoints[socket.0].available() > 0
     }
 
     fn take_error(&mut self, socket: &Socket) -> io::Result<()> {
@@ -510,5 +525,9 @@ impl Io for SharedWorld {
             !std::mem::replace(&mut endpoint.closed, true),
             "closed twice"
         );
+        // A close sends FIN behind what is queued, and a reset instead if it throws away what came.
+        if !endpoint.linger_zero && !endpoint.peer_reset && endpoint.available() == 0 {
+            endpoint.fin_sent = true;
+        }
     }
 }

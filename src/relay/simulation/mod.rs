@@ -16,12 +16,14 @@ mod random;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::bulk::{MoverChoice, Thresholds};
-use super::pair::End;
+use super::pair::{End, PairId};
 use super::{Relay, RelayOptions, Summary, Watcher};
 use crate::outcome::{Cause, MoverKind, Side};
 use crate::ring::BufferPool;
+use crate::sys::socket::Keepalive;
 use endpoint::Endpoint;
 use kernel::{SharedWorld, Socket, World};
 use random::Random;
@@ -76,6 +78,15 @@ impl Watcher for Ends {
     }
 }
 
+/// In the middle of what happens at random.
+const MAX_AGE_MS: u64 = 200;
+/// Sessions that are stuck live longer than that.
+const KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_millis(1_000),
+    interval: Duration::from_millis(1_000),
+    probes: 3,
+};
+
 struct Simulation {
     world: SharedWorld,
     relay: Relay<SharedWorld, Ends>,
@@ -84,6 +95,8 @@ struct Simulation {
     resets: bool,
     /// Everything is aborted at some moment, as at the end of a drain.
     aborts: bool,
+    /// Sessions have a maximum age.
+    ages: bool,
 }
 
 impl Simulation {
@@ -94,12 +107,14 @@ impl Simulation {
         let resets = random.chance(50);
         let stalls = random.chance(30);
         let aborts = random.chance(20);
+        let ages = random.chance(20);
+        let roomy = random.chance(30);
         let mut pool = BufferPool::new(BUFFER_BYTES, buffers).unwrap();
         pool.offer_first_windows();
         let endpoints = (0..2 * sessions)
             .map(|_| Endpoint {
                 peer_will_send: random.below(3_000),
-                room: random.below(500) + 20,
+                room: random.below(if roomy { 5_000 } else { 500 }) + 20,
                 stalled: stalls && random.chance(30),
                 only_copies: random.chance(20),
                 ..Endpoint::default()
@@ -123,10 +138,11 @@ impl Simulation {
         let options = RelayOptions {
             idle_ms: 5_000,
             half_close_ms: 2_000,
-            max_age_ms: None,
+            max_age_ms: ages.then_some(MAX_AGE_MS),
             mover,
             thresholds: THRESHOLDS,
             pipes_max: PIPES_MAX,
+            keepalive: Some(KEEPALIVE),
             zero_copy_min_bytes,
         };
         let ends = Ends {
@@ -145,11 +161,19 @@ impl Simulation {
             sessions,
             resets,
             aborts,
+            ages,
         }
     }
 
-    /// One pass of the pump.
+    /// One pass of the pump, if the pump would wake for it.
     fn pass(&mut self) {
+        let deadline_us = self.relay.next_deadline_us();
+        let is_due = deadline_us.is_some_and(|deadline_us| deadline_us <= self.now_us);
+        let world = self.world.0.borrow();
+        if world.completions.is_empty() && !self.relay.is_busy() && !is_due {
+            return;
+        }
+        drop(world);
         let world = self.world.0.borrow();
         let receives = world.completions.iter().filter(|it| it.buffer.is_some());
         let receives = receives.count();
@@ -234,8 +258,9 @@ impl Simulation {
         let world = self.world.0.borrow();
         let ends = self.relay.watcher();
         // A peer that never reads may keep a tiny pool's buffers until the deadlines; an abort of
-        // everything cuts what was still being delivered.
-        let may_be_cut = self.aborts || world.endpoints.iter().any(|endpoint| endpoint.stalled);
+        // everything, and the maximum age, cut what was still being delivered.
+        let may_be_cut =
+            self.aborts || self.ages || world.endpoints.iter().any(|endpoint| endpoint.stalled);
         for session in 0..self.sessions {
             let summary = ends.summaries[session].expect("every session is reported");
             let sides = [
@@ -299,7 +324,8 @@ fn check_end(
         );
     }
     match reason.cause {
-        Cause::Finished | Cause::Empty => assert!(saw_clean_end),
+        // One that resets us after its own FIN wants no other.
+        Cause::Finished | Cause::Empty => assert!(saw_clean_end || to.peer_reset),
         Cause::Reset => {
             let blamed = if index == 1 {
                 Side::Downstream
@@ -352,13 +378,14 @@ fn no_tail_waits_below_a_low_water_mark() {
             let tail = world.random.below(u64::from(THRESHOLDS.mark_bytes)) + 1;
             for endpoint in &mut world.endpoints {
                 endpoint.stalled = false;
-                endpoint.room = 1_000;
+                // More than a pass may deliver.
+                endpoint.room = 10_000;
             }
-            world.endpoints[0].peer_sent = 2_000 + tail;
+            world.endpoints[0].peer_sent = 4_000 + tail;
             world.endpoints[0].peer_will_send = u64::MAX;
         }
-        // 20 ms: the guard is 1 ms, and each round takes 100 us.
-        for _ in 0..200 {
+        // 50 ms: the guard is 1 ms, and each round takes 100 us.
+        for _ in 0..500 {
             let mut world = simulation.world.0.borrow_mut();
             world.endpoints[1].acknowledged = world.endpoints[1].taken;
             world.complete_receive(0);
@@ -375,6 +402,56 @@ fn no_tail_waits_below_a_low_water_mark() {
         guarded += simulation.relay.low_water_guards_total();
     }
     assert!(guarded > 50, "the guards were hardly needed: {guarded}");
+}
+
+/// A goodbye leaves no mark behind: what receives and throws away has no guard.
+#[test]
+fn a_goodbye_lowers_the_mark() {
+    let mut simulation = (0..)
+        .map(Simulation::new)
+        .find(|it| it.relay.options.mover == MoverChoice::Auto)
+        .expect("every third");
+    {
+        let mut world = simulation.world.0.borrow_mut();
+        for endpoint in &mut world.endpoints {
+            endpoint.room = 10_000;
+        }
+        world.endpoints[0].peer_will_send = u64::MAX;
+    }
+    let is_marked = |simulation: &Simulation| {
+        let world = simulation.world.0.borrow();
+        world.endpoints[0].low_water > 1 && world.endpoints[0].readable.is_some()
+    };
+    while !is_marked(&simulation) {
+        let mut world = simulation.world.0.borrow_mut();
+        world.endpoints[0].peer_sent += 100;
+        world.endpoints[1].acknowledged = world.endpoints[1].taken;
+        world.complete_receive(0);
+        world.complete_readable(0);
+        world.complete_send(1);
+        world.complete_writable(1);
+        drop(world);
+        assert!(simulation.now_us < 1_000_000, "no mark was ever raised");
+        simulation.now_us += 100;
+        simulation.pass();
+    }
+    let (mut world, relay) = (simulation.world.0.borrow_mut(), &mut simulation.relay);
+    // Nothing is left, so that the goodbye is a FIN.
+    world.endpoints[0].peer_sent = world.endpoints[0].received;
+    drop(world);
+    relay.options.max_age_ms = Some(0);
+    let id = PairId {
+        slot: 0,
+        generation: 0,
+    };
+    relay.on_timer(simulation.now_us, id);
+    let mut world = simulation.world.0.borrow_mut();
+    assert!(world.endpoints[1].fin_sent);
+    assert_eq!(world.endpoints[0].low_water, 1);
+    world.endpoints[0].peer_sent += 1;
+    world.complete_readable(0);
+    drop(world);
+    simulation.pass();
 }
 
 /// The seeds reach both movers and every change between them, or they would prove nothing of either.
