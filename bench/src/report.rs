@@ -48,6 +48,8 @@ struct Record {
     service: Latency,
     /// Open loop only.
     intended: Option<Latency>,
+    /// Long answers only.
+    tail: Option<Latency>,
 }
 
 /// A histogram; the numbers beside it are for people and scripts.
@@ -82,6 +84,7 @@ impl Report {
             errors: self.errors.clone(),
             service: Latency::of(&self.service_ns),
             intended: self.intended_ns.as_ref().map(Latency::of),
+            tail: self.tail_ns.as_ref().map(Latency::of),
         };
         serde_json::to_value(record).expect("a record is plain values")
     }
@@ -112,10 +115,8 @@ impl Report {
                 bytes_received: record.bytes_received_per_second,
             },
             service_ns: record.service.histogram().context("service")?,
-            intended_ns: match record.intended {
-                Some(latency) => Some(latency.histogram().context("intended")?),
-                None => None,
-            },
+            intended_ns: read_optional(record.intended).context("intended")?,
+            tail_ns: read_optional(record.tail).context("tail")?,
         })
     }
 
@@ -147,11 +148,10 @@ impl Report {
                 *sum.errors.entry(kind).or_default() += times;
             }
             sum.service_ns.add(&report.service_ns)?;
-            match (&mut sum.intended_ns, &report.intended_ns) {
-                (Some(sum), Some(part)) => sum.add(part)?,
-                (None, None) => {}
-                _ => bail!("an open loop and a closed one make no sum"),
-            }
+            add_optional(&mut sum.intended_ns, report.intended_ns)
+                .context("an open loop and a closed one make no sum")?;
+            add_optional(&mut sum.tail_ns, report.tail_ns)
+                .context("answers with and without the wait for their tails make no sum")?;
         }
         sum.target = targets.into_iter().collect::<Vec<_>>().join(", ");
         sum.options = merge_options(options);
@@ -196,7 +196,13 @@ impl Report {
         if let Some(intended_ns) = &self.intended_ns {
             write_latency(text, "from intended time", intended_ns)?;
         }
-        write_latency(text, "service time", &self.service_ns)
+        write_latency(text, "service time", &self.service_ns)?;
+        match &self.tail_ns {
+            Some(tail_ns) if !tail_ns.is_empty() => {
+                write_latency(text, "wait for the tail", tail_ns)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes HdrHistogram's percentile text, in milliseconds, of [`Report::latency_ns`].
@@ -230,6 +236,19 @@ impl Report {
             histogram.max() as f64 / NS_PER_MS,
             histogram.len()
         )
+    }
+}
+
+fn read_optional(latency: Option<Latency>) -> Result<Option<Histogram<u64>>> {
+    latency.as_ref().map(Latency::histogram).transpose()
+}
+
+/// Both must be there, or neither.
+fn add_optional(sum: &mut Option<Histogram<u64>>, part: Option<Histogram<u64>>) -> Result<()> {
+    match (sum, part) {
+        (Some(sum), Some(part)) => Ok(sum.add(&part)?),
+        (None, None) => Ok(()),
+        _ => bail!("one has a histogram that the other lacks"),
     }
 }
 
@@ -324,6 +343,7 @@ mod tests {
                 bytes_received: rate * 3.0,
             },
             intended_ns: Some(service_ns.clone()),
+            tail_ns: None,
             service_ns,
         }
     }

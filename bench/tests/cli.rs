@@ -56,9 +56,14 @@ fn ctrl_c_ends_a_load_with_its_report() {
         (Signal::INT, "crr"),
         (Signal::INT, "bulk"),
         (Signal::INT, "idle"),
+        (Signal::INT, "answers"),
     ] {
-        let echo = Server::echo().start().unwrap();
-        let to = echo.endpoint().to_string();
+        let server = match load {
+            "answers" => Server::answers(),
+            _ => Server::echo(),
+        };
+        let server = server.start().unwrap();
+        let to = server.endpoint().to_string();
         let child = bench(&[load, "--to", &to, "--duration", "10min", "--json", "-"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -66,7 +71,12 @@ fn ctrl_c_ends_a_load_with_its_report() {
             .unwrap();
         let mut child = Killed(child);
         wait_until("the load runs", || {
-            echo.stats().bytes_in > 10_000 || { load == "idle" && echo.stats().bytes_in == 4000 }
+            let stats = server.stats();
+            match load {
+                "idle" => stats.bytes_in == 4000,
+                "answers" => stats.bytes_out > 100_000_000,
+                _ => stats.bytes_in > 10_000,
+            }
         });
         signals::send(child.0.id(), signal).unwrap();
         wait_until("it ends", || child.0.try_wait().unwrap().is_some());

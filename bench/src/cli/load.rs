@@ -1,4 +1,4 @@
-//! `rr`, `crr`, `bulk`, `idle`, `mixed`, `slow`: a load, then its report.
+//! `rr`, `crr`, `answers`, `bulk`, `idle`, `mixed`, `slow`: a load, then its report.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use corelay_bench::endpoint::Endpoint;
-use corelay_bench::load::{Control, Report, bulk, crr, idle, mixed, rr, slow};
+use corelay_bench::load::{Control, Report, answers, bulk, crr, idle, mixed, rr, slow};
 use corelay_bench::progress::Progress;
 
 /// How often `idle` looks whether all connections stand.
@@ -177,6 +177,50 @@ impl Crr {
         };
         self.common
             .run(control, |control| crr::run(&options, control))
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Answers {
+    #[command(flatten)]
+    common: Common,
+    /// How many connections, one answer each at a time.
+    #[arg(long, default_value_t = answers::Options::default().connections)]
+    connections: usize,
+    /// Bytes of the shortest answer.
+    #[arg(long, default_value_t = answers::Options::default().bytes)]
+    bytes: u64,
+    /// An answer is so many bytes longer at most; how many is drawn for each.
+    #[arg(long, default_value_t = answers::Options::default().spread_bytes)]
+    spread: u64,
+    /// What the lengths are drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Let the kernel drop what is received instead of copying it; nothing is compared then.
+    #[arg(long)]
+    discard: bool,
+    /// Open loop: so many requests per second on a fixed schedule; latency counts from it.
+    #[arg(long)]
+    rate: Option<f64>,
+}
+
+impl Answers {
+    pub(crate) fn run(&self, control: &Control) -> Result<()> {
+        let options = answers::Options {
+            to: self.common.to.clone(),
+            connections: self.connections,
+            threads: self.common.threads(),
+            cpus: self.common.cpus.clone(),
+            duration: self.common.duration.into(),
+            fail_fast: self.common.fail_fast,
+            bytes: self.bytes,
+            spread_bytes: self.spread,
+            seed: self.seed,
+            discard: self.discard,
+            rate: self.rate,
+        };
+        self.common
+            .run(control, |control| answers::run(&options, control))
     }
 }
 

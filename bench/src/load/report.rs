@@ -12,6 +12,8 @@ use super::tally;
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// See [`super::answers`].
+    Answers,
     /// See [`super::rr`].
     Rr,
     /// See [`super::crr`].
@@ -52,6 +54,9 @@ pub struct Report {
     pub service_ns: Histogram<u64>,
     /// From when each operation was due to its end, in nanoseconds; open loop only.
     pub intended_ns: Option<Histogram<u64>>,
+    /// From the last arrival of bytes of an answer that was not its end to the arrival of its last
+    /// byte, in nanoseconds; [`Kind::Answers`] only. Answers that came in one piece are not in it.
+    pub tail_ns: Option<Histogram<u64>>,
 }
 
 /// Per second.
@@ -79,6 +84,7 @@ impl Report {
             rates: Rates::default(),
             service_ns: tally::histogram(),
             intended_ns: plan.open_loop.then(tally::histogram),
+            tail_ns: (kind == Kind::Answers).then(tally::histogram),
         };
         for tally in outcome.tallies {
             report.operations += tally.operations;
@@ -89,6 +95,9 @@ impl Report {
             }
             add(&mut report.service_ns, &tally.service_ns);
             if let (Some(sum), Some(part)) = (&mut report.intended_ns, &tally.intended_ns) {
+                add(sum, part);
+            }
+            if let (Some(sum), Some(part)) = (&mut report.tail_ns, &tally.tail_ns) {
                 add(sum, part);
             }
         }
@@ -128,7 +137,8 @@ impl Report {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 7] = [
+        Kind::Answers,
         Kind::Rr,
         Kind::Crr,
         Kind::Bulk,
@@ -145,6 +155,7 @@ impl Kind {
     /// Its name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Kind::Answers => "answers",
             Kind::Rr => "rr",
             Kind::Crr => "crr",
             Kind::Bulk => "bulk",
