@@ -130,6 +130,11 @@ impl Report {
         let mut options = vec![std::mem::take(&mut sum.options)];
         for report in reports {
             ensure!(
+                (report.kind == Kind::Log) == (sum.kind == Kind::Log),
+                "a log and a report of --json make no sum: a log has latencies only, so rates, bytes and \
+                 errors would be wrong; merge logs with logs (--hlog writes one of a report)"
+            );
+            ensure!(
                 report.kind == sum.kind,
                 "a report of {} and one of {} make no sum",
                 sum.kind.name(),
@@ -343,7 +348,7 @@ mod tests {
                 bytes_received: rate * 3.0,
             },
             intended_ns: Some(service_ns.clone()),
-            tail_ns: None,
+            tail_ns: Some(service_ns.clone()),
             service_ns,
         }
     }
@@ -354,6 +359,7 @@ mod tests {
         let read = Report::from_json(&written.to_json().to_string()).unwrap();
         assert_eq!(read.service_ns, written.service_ns);
         assert_eq!(read.intended_ns, written.intended_ns);
+        assert_eq!(read.tail_ns, written.tail_ns);
         assert_eq!(read.to_json(), written.to_json());
         let closed = Report {
             intended_ns: None,
@@ -374,6 +380,7 @@ mod tests {
         let all = report(&[1, 2, 3, 2, 500, 7_000, 99, 1], 60.0);
         assert_eq!(sum.service_ns, all.service_ns);
         assert_eq!(sum.intended_ns, all.intended_ns);
+        assert_eq!(sum.tail_ns, all.tail_ns);
         assert_eq!((sum.operations, sum.rates), (8, all.rates));
         assert_eq!((sum.bytes_sent, sum.bytes_received), (30, 60));
         assert_eq!(sum.errors["reset"], 6);
@@ -395,6 +402,12 @@ mod tests {
             ..rr.clone()
         };
         assert!(Report::merge(vec![rr.clone(), crr]).is_err());
+        let log = Report {
+            kind: Kind::Log,
+            ..rr.clone()
+        };
+        let error = Report::merge(vec![log, rr.clone()]).unwrap_err();
+        assert!(error.to_string().contains("latencies only"), "{error}");
         assert!(Report::merge(vec![rr, closed]).is_err());
         assert!(Report::merge(Vec::new()).is_err());
     }
@@ -442,6 +455,7 @@ mod tests {
             "max",
             "reset",
             "from intended time",
+            "wait for the tail",
         ] {
             assert!(table.contains(part), "{part} is missing:\n{table}");
         }

@@ -26,6 +26,8 @@ pub enum Kind {
     Mixed,
     /// See [`super::slow`].
     Slow,
+    /// No load of ours, or one that is not known: read from a log of histograms; see [`crate::hlog`].
+    Log,
 }
 
 /// What came of a run.
@@ -137,7 +139,7 @@ impl Report {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    const ALL: [Kind; 8] = [
         Kind::Answers,
         Kind::Rr,
         Kind::Crr,
@@ -145,6 +147,7 @@ impl Kind {
         Kind::Idle,
         Kind::Mixed,
         Kind::Slow,
+        Kind::Log,
     ];
 
     /// The kind of this name.
@@ -162,6 +165,7 @@ impl Kind {
             Kind::Idle => "idle",
             Kind::Mixed => "mixed",
             Kind::Slow => "slow",
+            Kind::Log => "log",
         }
     }
 }
