@@ -13,11 +13,13 @@
 //! * [`pin`]: a thread's CPU.
 //! * `plot`, `progress`: charts of reports, and the line on the terminal (feature `cli`).
 //! * [`report`]: what comes of a load, as JSON, as text, and several of them merged.
+//! * [`hlog`]: HdrHistogram's interval logs, read as reports and written.
 //! * [`signals`]: to processes that a test started.
 
 #[cfg(feature = "cli")]
 pub mod compare;
 pub mod endpoint;
+pub mod hlog;
 pub mod limits;
 pub mod load;
 pub mod pattern;

@@ -29,6 +29,8 @@ enum Command {
     Rr(cli::load::Rr),
     /// Connect, request, response, close.
     Crr(cli::load::Crr),
+    /// Long answers on connections that stay: latency to the last byte, and the wait for the tail.
+    Answers(cli::load::Answers),
     /// Bulk streams: up, down or both ways.
     Bulk(cli::load::Bulk),
     /// Open connections, one echo each, and hold them.
@@ -56,6 +58,7 @@ fn main() -> Result<()> {
         Command::Serve(serve) => serve.run(),
         Command::Rr(rr) => rr.run(&cli::control_with_signals()?),
         Command::Crr(crr) => crr.run(&cli::control_with_signals()?),
+        Command::Answers(answers) => answers.run(&cli::control_with_signals()?),
         Command::Bulk(bulk) => bulk.run(&cli::control_with_signals()?),
         Command::Idle(idle) => idle.run(&cli::control_with_signals()?),
         Command::Mixed(mixed) => mixed.run(&cli::control_with_signals()?),

@@ -80,7 +80,10 @@ fn has_percentiles(report: &Report) -> bool {
 }
 
 fn has_streams(report: &Report) -> bool {
-    matches!(report.kind, Kind::Bulk | Kind::Slow | Kind::Mixed)
+    matches!(
+        report.kind,
+        Kind::Bulk | Kind::Slow | Kind::Mixed | Kind::Answers
+    )
 }
 
 pub(crate) fn load_font() -> Result<()> {

@@ -48,6 +48,8 @@ struct Record {
     service: Latency,
     /// Open loop only.
     intended: Option<Latency>,
+    /// Long answers only.
+    tail: Option<Latency>,
 }
 
 /// A histogram; the numbers beside it are for people and scripts.
@@ -82,6 +84,7 @@ impl Report {
             errors: self.errors.clone(),
             service: Latency::of(&self.service_ns),
             intended: self.intended_ns.as_ref().map(Latency::of),
+            tail: self.tail_ns.as_ref().map(Latency::of),
         };
         serde_json::to_value(record).expect("a record is plain values")
     }
@@ -112,10 +115,8 @@ impl Report {
                 bytes_received: record.bytes_received_per_second,
             },
             service_ns: record.service.histogram().context("service")?,
-            intended_ns: match record.intended {
-                Some(latency) => Some(latency.histogram().context("intended")?),
-                None => None,
-            },
+            intended_ns: read_optional(record.intended).context("intended")?,
+            tail_ns: read_optional(record.tail).context("tail")?,
         })
     }
 
@@ -128,6 +129,11 @@ impl Report {
         let mut targets = BTreeSet::from([sum.target.clone()]);
         let mut options = vec![std::mem::take(&mut sum.options)];
         for report in reports {
+            ensure!(
+                (report.kind == Kind::Log) == (sum.kind == Kind::Log),
+                "a log and a report of --json make no sum: a log has latencies only, so rates, bytes and \
+                 errors would be wrong; merge logs with logs (--hlog writes one of a report)"
+            );
             ensure!(
                 report.kind == sum.kind,
                 "a report of {} and one of {} make no sum",
@@ -147,11 +153,10 @@ impl Report {
                 *sum.errors.entry(kind).or_default() += times;
             }
             sum.service_ns.add(&report.service_ns)?;
-            match (&mut sum.intended_ns, &report.intended_ns) {
-                (Some(sum), Some(part)) => sum.add(part)?,
-                (None, None) => {}
-                _ => bail!("an open loop and a closed one make no sum"),
-            }
+            add_optional(&mut sum.intended_ns, report.intended_ns)
+                .context("an open loop and a closed one make no sum")?;
+            add_optional(&mut sum.tail_ns, report.tail_ns)
+                .context("answers with and without the wait for their tails make no sum")?;
         }
         sum.target = targets.into_iter().collect::<Vec<_>>().join(", ");
         sum.options = merge_options(options);
@@ -196,7 +201,13 @@ impl Report {
         if let Some(intended_ns) = &self.intended_ns {
             write_latency(text, "from intended time", intended_ns)?;
         }
-        write_latency(text, "service time", &self.service_ns)
+        write_latency(text, "service time", &self.service_ns)?;
+        match &self.tail_ns {
+            Some(tail_ns) if !tail_ns.is_empty() => {
+                write_latency(text, "wait for the tail", tail_ns)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes HdrHistogram's percentile text, in milliseconds, of [`Report::latency_ns`].
@@ -230,6 +241,19 @@ impl Report {
             histogram.max() as f64 / NS_PER_MS,
             histogram.len()
         )
+    }
+}
+
+fn read_optional(latency: Option<Latency>) -> Result<Option<Histogram<u64>>> {
+    latency.as_ref().map(Latency::histogram).transpose()
+}
+
+/// Both must be there, or neither.
+fn add_optional(sum: &mut Option<Histogram<u64>>, part: Option<Histogram<u64>>) -> Result<()> {
+    match (sum, part) {
+        (Some(sum), Some(part)) => Ok(sum.add(&part)?),
+        (None, None) => Ok(()),
+        _ => bail!("one has a histogram that the other lacks"),
     }
 }
 
@@ -324,6 +348,7 @@ mod tests {
                 bytes_received: rate * 3.0,
             },
             intended_ns: Some(service_ns.clone()),
+            tail_ns: Some(service_ns.clone()),
             service_ns,
         }
     }
@@ -334,6 +359,7 @@ mod tests {
         let read = Report::from_json(&written.to_json().to_string()).unwrap();
         assert_eq!(read.service_ns, written.service_ns);
         assert_eq!(read.intended_ns, written.intended_ns);
+        assert_eq!(read.tail_ns, written.tail_ns);
         assert_eq!(read.to_json(), written.to_json());
         let closed = Report {
             intended_ns: None,
@@ -354,6 +380,7 @@ mod tests {
         let all = report(&[1, 2, 3, 2, 500, 7_000, 99, 1], 60.0);
         assert_eq!(sum.service_ns, all.service_ns);
         assert_eq!(sum.intended_ns, all.intended_ns);
+        assert_eq!(sum.tail_ns, all.tail_ns);
         assert_eq!((sum.operations, sum.rates), (8, all.rates));
         assert_eq!((sum.bytes_sent, sum.bytes_received), (30, 60));
         assert_eq!(sum.errors["reset"], 6);
@@ -375,6 +402,12 @@ mod tests {
             ..rr.clone()
         };
         assert!(Report::merge(vec![rr.clone(), crr]).is_err());
+        let log = Report {
+            kind: Kind::Log,
+            ..rr.clone()
+        };
+        let error = Report::merge(vec![log, rr.clone()]).unwrap_err();
+        assert!(error.to_string().contains("latencies only"), "{error}");
         assert!(Report::merge(vec![rr, closed]).is_err());
         assert!(Report::merge(Vec::new()).is_err());
     }
@@ -422,6 +455,7 @@ mod tests {
             "max",
             "reset",
             "from intended time",
+            "wait for the tail",
         ] {
             assert!(table.contains(part), "{part} is missing:\n{table}");
         }

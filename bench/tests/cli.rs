@@ -56,9 +56,14 @@ fn ctrl_c_ends_a_load_with_its_report() {
         (Signal::INT, "crr"),
         (Signal::INT, "bulk"),
         (Signal::INT, "idle"),
+        (Signal::INT, "answers"),
     ] {
-        let echo = Server::echo().start().unwrap();
-        let to = echo.endpoint().to_string();
+        let server = match load {
+            "answers" => Server::answers(),
+            _ => Server::echo(),
+        };
+        let server = server.start().unwrap();
+        let to = server.endpoint().to_string();
         let child = bench(&[load, "--to", &to, "--duration", "10min", "--json", "-"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -66,7 +71,12 @@ fn ctrl_c_ends_a_load_with_its_report() {
             .unwrap();
         let mut child = Killed(child);
         wait_until("the load runs", || {
-            echo.stats().bytes_in > 10_000 || { load == "idle" && echo.stats().bytes_in == 4000 }
+            let stats = server.stats();
+            match load {
+                "idle" => stats.bytes_in == 4000,
+                "answers" => stats.bytes_out > 100_000_000,
+                _ => stats.bytes_in > 10_000,
+            }
         });
         signals::send(child.0.id(), signal).unwrap();
         wait_until("it ends", || child.0.try_wait().unwrap().is_some());
@@ -85,6 +95,7 @@ fn the_duration_ends_it_with_a_table_and_the_files() {
     let echo = Server::echo().start().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (json, hgrm) = (folder.path().join("a.json"), folder.path().join("a.hgrm"));
+    let hlog = folder.path().join("a.hlog");
     let to = echo.endpoint().to_string();
     let table = succeed(&[
         "rr",
@@ -98,12 +109,18 @@ fn the_duration_ends_it_with_a_table_and_the_files() {
         json.to_str().unwrap(),
         "--hgrm",
         hgrm.to_str().unwrap(),
+        "--hlog",
+        hlog.to_str().unwrap(),
     ]);
     assert!(table.contains("p99.9"), "{table}");
     let report = Report::from_json(&std::fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!(report.operations, 100);
     let hgrm = std::fs::read_to_string(hgrm).unwrap();
     assert!(hgrm.contains("Total count    =          100]"), "{hgrm}");
+    let log = std::fs::read_to_string(hlog).unwrap();
+    assert!(log.contains("#[StartTime: "), "{log}");
+    let log = corelay_bench::hlog::read(&log, "a", &Default::default()).unwrap();
+    assert_eq!(Some(log.service_ns), report.intended_ns);
 }
 
 #[test]
@@ -145,6 +162,60 @@ fn reports_are_merged_and_drawn() {
     for label in ["first", "second", "99.9%", "operations per second"] {
         assert!(svg.contains(label), "{label} is not in the chart");
     }
+
+    // What a log holds: the latencies, and nothing else.
+    let hlog = text("both.hlog");
+    succeed(&[
+        "merge",
+        &text("first.json"),
+        &text("second.json"),
+        "--hlog",
+        &hlog,
+    ]);
+    let logs = succeed(&[
+        "merge",
+        &hlog,
+        &hlog,
+        "--log-unit",
+        "us",
+        "--log-tag",
+        "-",
+        "--json",
+        "-",
+    ]);
+    let logs = read(&logs);
+    assert_eq!(
+        (logs.kind.name(), logs.operations),
+        ("log", 2 * merged.operations)
+    );
+    let p50_us = merged.service_ns.value_at_quantile(0.5) as f64;
+    let p50_ns = logs.service_ns.value_at_quantile(0.5) as f64;
+    assert!(
+        (p50_ns / p50_us / 1000.0 - 1.0).abs() < 0.01,
+        "{p50_ns} {p50_us}"
+    );
+    succeed(&[
+        "plot",
+        &hlog,
+        &text("first.json"),
+        "--out",
+        &text("logs.svg"),
+    ]);
+    let mixed = ended(bench(&["merge", &hlog, &text("first.json")]));
+    assert!(!mixed.status.success() && mixed.stdout.is_empty());
+    assert!(
+        String::from_utf8_lossy(&mixed.stderr).contains("make no sum"),
+        "{mixed:?}"
+    );
+    std::fs::write(file("bad.hlog"), "#a comment\n1.0,1.0,1.0,AAAA\n").unwrap();
+    let bad = ended(bench(&["merge", &text("bad.hlog")]));
+    let error = String::from_utf8_lossy(&bad.stderr).into_owned();
+    assert!(!bad.status.success());
+    assert!(
+        error.contains("bad.hlog") && error.contains("line 2"),
+        "{error}"
+    );
+
     let png = std::fs::read(file("chart.png")).unwrap();
     assert!(png.starts_with(b"\x89PNG"));
     let refused = bench(&["plot", &text("first.json"), "--out", &text("chart.gif")]);

@@ -103,18 +103,21 @@ fn corelay_and_the_control_are_measured_without_errors() {
         "--seconds",
         "0.1",
         "--only",
-        "rr-8,bulk-1,crr-fin,mixed,open,idle,workers-rr-64",
+        "rr-8,bulk-1,crr-fin,mixed,tails,open,idle,workers-rr-64",
     ];
     let output = compare(folder.path(), &scenarios).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let printed = text(&output);
     assert!(printed.contains("| CPU per request"), "{printed}");
+    // Each with its latency, that of mixed, of the requests, and of tails, of the last bytes.
+    let latencies = printed.matches("| latency, us").count();
+    assert_eq!(latencies, 6, "{printed}");
 
     let json = std::fs::read_to_string(folder.path().join("results.json")).unwrap();
     let record: Value = serde_json::from_str(&json).unwrap();
     let samples = record["samples"].as_array().unwrap();
     // Two rounds of two contestants, but for idle, where the control has no proxy.
-    assert_eq!(samples.len(), 6 * 2 * 2 + 2, "{json}");
+    assert_eq!(samples.len(), 7 * 2 * 2 + 2, "{json}");
     for sample in samples {
         assert_eq!(sample["errors"], serde_json::json!({}), "{sample}");
         assert_eq!(sample["io_workers"], 0, "{sample}");

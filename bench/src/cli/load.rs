@@ -1,14 +1,15 @@
-//! `rr`, `crr`, `bulk`, `idle`, `mixed`, `slow`: a load, then its report.
+//! `rr`, `crr`, `answers`, `bulk`, `idle`, `mixed`, `slow`: a load, then its report.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use corelay_bench::endpoint::Endpoint;
-use corelay_bench::load::{Control, Report, bulk, crr, idle, mixed, rr, slow};
+use corelay_bench::hlog;
+use corelay_bench::load::{Control, Report, answers, bulk, crr, idle, mixed, rr, slow};
 use corelay_bench::progress::Progress;
 
 /// How often `idle` looks whether all connections stand.
@@ -47,7 +48,8 @@ impl Common {
         let report = load(control);
         drop(progress);
         let report = report?;
-        self.output.write(&report)?;
+        let started = SystemTime::now().checked_sub(report.elapsed);
+        self.output.write(&report, started)?;
         ensure!(
             report.operations + report.bytes_sent + report.bytes_received > 0
                 || report.errors.is_empty(),
@@ -67,11 +69,15 @@ pub(crate) struct Output {
     /// Write the latency as HdrHistogram's percentile text, in milliseconds.
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
+    /// Write the latency as HdrHistogram's interval log, with one interval, in nanoseconds.
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
 }
 
 impl Output {
-    /// The table, and the files that were asked for.
-    pub(crate) fn write(&self, report: &Report) -> Result<()> {
+    /// The table, and the files that were asked for. `started` is when the load began, if that is
+    /// known.
+    pub(crate) fn write(&self, report: &Report, started: Option<SystemTime>) -> Result<()> {
         match &self.json {
             Some(path) if path == Path::new("-") => {
                 println!("{}", report.to_json());
@@ -85,16 +91,26 @@ impl Output {
             None => print!("{}", report.to_table()),
         }
         if let Some(path) = &self.hgrm {
-            write_hgrm(report, path).with_context(|| format!("writing {}", path.display()))?;
+            write_file(path, |file| report.write_hgrm(file))?;
+        }
+        if let Some(path) = &self.hlog {
+            write_file(path, |file| hlog::write(report, started, file))?;
         }
         Ok(())
     }
 }
 
-fn write_hgrm(report: &Report, path: &Path) -> std::io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    report.write_hgrm(&mut file)?;
-    file.flush()
+fn write_file(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
+    File::create(path)
+        .and_then(|file| {
+            let mut file = BufWriter::new(file);
+            write(&mut file)?;
+            file.flush()
+        })
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 #[derive(Args)]
@@ -177,6 +193,50 @@ impl Crr {
         };
         self.common
             .run(control, |control| crr::run(&options, control))
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Answers {
+    #[command(flatten)]
+    common: Common,
+    /// How many connections, one answer each at a time.
+    #[arg(long, default_value_t = answers::Options::default().connections)]
+    connections: usize,
+    /// Bytes of the shortest answer.
+    #[arg(long, default_value_t = answers::Options::default().bytes)]
+    bytes: u64,
+    /// An answer is so many bytes longer at most; how many is drawn for each.
+    #[arg(long, default_value_t = answers::Options::default().spread_bytes)]
+    spread: u64,
+    /// What the lengths are drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Let the kernel drop what is received instead of copying it; nothing is compared then.
+    #[arg(long)]
+    discard: bool,
+    /// Open loop: so many requests per second on a fixed schedule; latency counts from it.
+    #[arg(long)]
+    rate: Option<f64>,
+}
+
+impl Answers {
+    pub(crate) fn run(&self, control: &Control) -> Result<()> {
+        let options = answers::Options {
+            to: self.common.to.clone(),
+            connections: self.connections,
+            threads: self.common.threads(),
+            cpus: self.common.cpus.clone(),
+            duration: self.common.duration.into(),
+            fail_fast: self.common.fail_fast,
+            bytes: self.bytes,
+            spread_bytes: self.spread,
+            seed: self.seed,
+            discard: self.discard,
+            rate: self.rate,
+        };
+        self.common
+            .run(control, |control| answers::run(&options, control))
     }
 }
 

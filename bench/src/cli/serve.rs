@@ -49,6 +49,9 @@ enum Kind {
     Digest,
     /// Send a pattern, then FIN; without --bytes the same bytes again and again, and drop what comes.
     Source,
+    /// Answer each request with as many bytes as it asks for, and keep the connection open: for the
+    /// load of this name.
+    Answers,
     /// Answer HTTP/1.1 with the server's name.
     Http,
     /// Another fault on each connection, drawn from --seed.
@@ -100,6 +103,7 @@ impl Serve {
                 bytes: self.bytes,
                 seed: self.seed,
             },
+            Kind::Answers => Behaviour::Answers,
             Kind::Http => Behaviour::Http {
                 name: self.name.clone(),
             },

@@ -75,6 +75,7 @@ impl Contestant {
             ("sink", Server::discard()),
             ("pattern", Server::source(place.pattern_bytes, PATTERN_SEED)),
             ("digest", Server::digest()),
+            ("answers", Server::answers()),
         ];
         let mut handles = Vec::new();
         let mut routes = Vec::new();
@@ -114,6 +115,7 @@ impl Contestant {
                 sink: target(2),
                 pattern: target(3),
                 digest: target(4),
+                answers: target(5),
             },
             plan,
             proxy,

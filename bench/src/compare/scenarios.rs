@@ -8,7 +8,7 @@ use super::results::Unit;
 use crate::endpoint::Endpoint;
 use crate::load::bulk::Direction;
 use crate::load::crr::Close;
-use crate::load::{Control, Report, bulk, crr, mixed, rr};
+use crate::load::{Control, Report, answers, bulk, crr, mixed, rr};
 
 /// Bytes of a request and of its answer.
 const MESSAGE_BYTES: usize = 64;
@@ -20,6 +20,8 @@ const OPEN_CONNECTIONS: usize = 64;
 const MIXED_CONNECTIONS: usize = 8;
 /// Bulk streams beside requests.
 const MIXED_STREAMS: usize = 4;
+/// Connections that carry long answers.
+const TAILS_CONNECTIONS: usize = 4;
 
 /// The contestant of the scenarios `workers-…` beside Corelay with one worker.
 pub(super) const CORELAY_ALL_CPUS: &str = "corelay-all-cpus";
@@ -49,6 +51,7 @@ enum Load {
         direction: Direction,
     },
     Mixed,
+    Tails,
     Open,
     /// Held, not measured by work.
     Idle,
@@ -160,6 +163,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         Load::Mixed,
     ),
     scenario(
+        "tails",
+        "answers of 20 to 21 MiB on 4 connections that stay open; latency is that of the last byte",
+        Unit::Gigabyte,
+        Load::Tails,
+    ),
+    scenario(
         "open",
         "open loop, 64 B on 64 connections at half the slowest proxy's rr-64 rate; latency from the \
          intended start",
@@ -238,6 +247,8 @@ pub(super) struct Targets {
     pub(super) pattern: Endpoint,
     /// Answers the SHA-256 of what came.
     pub(super) digest: Endpoint,
+    /// Sends as much as it is asked for, and keeps the connection open.
+    pub(super) answers: Endpoint,
 }
 
 /// How the load runs.
@@ -294,6 +305,7 @@ impl Scenario {
                 };
                 mixed::run(&options, drive.control)
             }
+            Load::Tails => answers::run(&tails_options(drive), drive.control),
             Load::Idle => anyhow::bail!("idle connections are held, not driven"),
         }
     }
@@ -307,6 +319,18 @@ fn rr_options(drive: &Drive<'_>, connections: usize) -> rr::Options {
         duration: drive.duration,
         size_bytes: MESSAGE_BYTES,
         ..rr::Options::default()
+    }
+}
+
+fn tails_options(drive: &Drive<'_>) -> answers::Options {
+    answers::Options {
+        to: drive.targets.answers.clone(),
+        connections: TAILS_CONNECTIONS,
+        cpus: drive.cpus.to_vec(),
+        duration: drive.duration,
+        // As in bulk: the load must not be what limits the proxy.
+        discard: true,
+        ..answers::Options::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::echo::Echo;
 use super::engine::{self, Plan};
 use super::exchange::{Exchange, schedule_of};
 pub use super::pool::Close;
@@ -71,7 +72,7 @@ pub fn run(options: &Options, control: &Control) -> Result<Report> {
     let outcome = engine::run(&plan, control, |thread, connections| {
         let schedule = schedule_of(options.rate, thread, threads);
         Exchange::new(
-            options.size_bytes,
+            Echo::new(options.size_bytes),
             connections,
             schedule,
             Some(options.close),

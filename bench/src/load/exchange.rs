@@ -1,5 +1,6 @@
-//! Request and response: a message goes out, its echo comes back and is compared. The workload of
-//! [`super::rr`] (connections stay) and of [`super::crr`] (one connection per request).
+//! Request and response: a request goes out, its answer comes back and is compared. The workload of
+//! [`super::rr`] and [`super::answers`] (connections stay) and of [`super::crr`] (one connection per
+//! request). What is said is the business of a [`Script`].
 //!
 //! ```text
 //!          ┌──────── closed loop: at once; open loop: when the next is due ────────┐
@@ -11,21 +12,45 @@
 //! counts: its latency runs from when it was due.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use socket2::Socket;
 
 use super::engine::{self, Broken, Context, Workload};
 use super::pool::{Close, Pool};
 use super::schedule::Schedule;
-use crate::pattern::Pattern;
 
-/// Most bytes received at a time.
-const RECEIVE_BYTES: usize = 256 * 1024;
-/// Messages differ by where in the pattern they begin, so that an answer that belongs to another
-/// connection or to an earlier request is seen. So many beginnings there are.
-const BEGINNINGS: usize = 251;
+/// Receives of one connection before the others get their turn.
+const RECEIVES_PER_TURN: usize = 16;
+
+/// What is said: requests, and the answers that are right. It never waits.
+pub(super) trait Script: Send {
+    /// What an answer is called when it is wrong.
+    const ANSWER: &'static str;
+
+    /// The next message of a connection; `number` counts its requests.
+    fn message(&mut self, slot: usize, number: usize) -> Message;
+
+    /// Sends of a request what is left after `sent` bytes.
+    fn send(&self, socket: &Socket, message: &Message, sent: usize) -> io::Result<usize>;
+
+    /// Receives, of an answer of which `received` bytes have come, no more than what is missing.
+    fn receive(&mut self, socket: &Socket, message: &Message, received: u64) -> io::Result<usize>;
+
+    /// Whether the `read` bytes of the last [`Script::receive`] are those of this answer.
+    fn is_right(&self, message: &Message, received: u64, read: usize) -> bool;
+}
+
+/// A request and its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    pub(super) request_bytes: usize,
+    pub(super) answer_bytes: u64,
+    /// Where in a script's pattern it begins.
+    pub(super) beginning: usize,
+}
 
 /// What one connection is doing.
 #[derive(Debug, Default)]
@@ -42,17 +67,26 @@ struct Request {
     began: Instant,
     /// When it was due, in an open loop.
     intended: Option<Instant>,
-    beginning: usize,
+    message: Message,
     sent: usize,
-    received: usize,
+    received: u64,
+    /// When some of the answer, but not its end, had come the last time.
+    arrived_at: Option<Instant>,
+}
+
+impl Request {
+    /// What there was has been received; `before` is what had come earlier.
+    fn note_arrival(&mut self, before: u64) {
+        if self.received > before {
+            self.arrived_at = Some(Instant::now());
+        }
+    }
 }
 
 /// One thread's requests.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    size_bytes: usize,
-    pattern: Vec<u8>,
-    scratch: Vec<u8>,
+pub(super) struct Exchange<S> {
+    script: S,
     schedule: Option<Schedule>,
     /// How each connection is closed after its request; none: it stays.
     close: Option<Close>,
@@ -62,9 +96,9 @@ pub(super) struct Exchange {
     is_behind: bool,
 }
 
-impl Exchange {
+impl<S: Script> Exchange<S> {
     pub(super) fn new(
-        size_bytes: usize,
+        script: S,
         connections: usize,
         schedule: Option<Schedule>,
         close: Option<Close>,
@@ -75,9 +109,7 @@ impl Exchange {
             initially_free.extend(0..connections);
         }
         Self {
-            size_bytes,
-            pattern: Pattern::new(size_bytes as u64).bytes(0, size_bytes + BEGINNINGS),
-            scratch: vec![0; size_bytes.min(RECEIVE_BYTES)],
+            script,
             schedule,
             close,
             free: initially_free,
@@ -99,9 +131,10 @@ impl Exchange {
         state.request = Some(Request {
             began,
             intended,
-            beginning: slot.wrapping_add(state.requests) % BEGINNINGS,
+            message: self.script.message(slot, state.requests),
             sent: 0,
             received: 0,
+            arrived_at: None,
         });
         if self.close.is_some() {
             engine::connect(pool, slot)
@@ -111,15 +144,14 @@ impl Exchange {
     }
 
     fn send(&mut self, pool: &mut Pool<State>, slot: usize) -> Result<(), Broken> {
-        let Some((mut socket, state)) = pool.open(slot) else {
+        let Some((socket, state)) = pool.open(slot) else {
             return Ok(());
         };
         let Some(request) = &mut state.request else {
             return Ok(());
         };
-        while request.sent < self.size_bytes {
-            let rest = request.beginning + request.sent..request.beginning + self.size_bytes;
-            match socket.write(&self.pattern[rest]) {
+        while request.sent < request.message.request_bytes {
+            match self.script.send(socket, &request.message, request.sent) {
                 Ok(sent) => request.sent += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(Broken::io("send", &error)),
@@ -130,40 +162,39 @@ impl Exchange {
 
     /// Receives what is there; tells whether the answer is complete.
     fn receive(&mut self, pool: &mut Pool<State>, slot: usize) -> Result<bool, Broken> {
-        let Some((mut socket, state)) = pool.open(slot) else {
+        let Some((socket, state)) = pool.open(slot) else {
             return Ok(false);
         };
-        loop {
-            let missing = match &state.request {
-                Some(request) => self.size_bytes - request.received,
-                // Nothing is asked: only the end of the connection is news.
-                None => 1,
-            };
-            let wanted = missing.min(self.scratch.len());
-            let read = match socket.read(&mut self.scratch[..wanted]) {
+        let Some(request) = &mut state.request else {
+            return expect_nothing(socket, slot);
+        };
+        let before = request.received;
+        for _ in 0..RECEIVES_PER_TURN {
+            let received = request.received;
+            let read = match self.script.receive(socket, &request.message, received) {
                 Ok(0) => return Err(Broken::named("closed by the other side")),
                 Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    request.note_arrival(before);
+                    return Ok(false);
+                }
                 Err(error) => return Err(Broken::io("receive", &error)),
             };
-            let Some(request) = &mut state.request else {
+            if !self.script.is_right(&request.message, received, read) {
+                let name = S::ANSWER;
                 return Err(Broken::Fatal(anyhow!(
-                    "connection {slot}: bytes that nobody asked for"
-                )));
-            };
-            let start = request.beginning + request.received;
-            if self.scratch[..read] != self.pattern[start..start + read] {
-                let at = request.received;
-                return Err(Broken::Fatal(anyhow!(
-                    "connection {slot}: a wrong echo in the {read} bytes from byte {at} on"
+                    "connection {slot}: a wrong {name} in the {read} bytes from byte {received} on"
                 )));
             }
-            request.received += read;
+            request.received += read as u64;
             // No further read only to be told EAGAIN: the next bytes raise a new edge.
-            if request.received == self.size_bytes {
+            if request.received == request.message.answer_bytes {
                 return Ok(true);
             }
         }
+        request.note_arrival(before);
+        pool.again(slot);
+        Ok(false)
     }
 
     fn complete(
@@ -180,8 +211,9 @@ impl Exchange {
         context.now = Instant::now();
         let tally = &mut context.tally;
         tally.complete(request.began, request.intended, context.now);
-        tally.bytes_sent += self.size_bytes as u64;
-        tally.bytes_received += self.size_bytes as u64;
+        tally.tail(request.arrived_at, context.now);
+        tally.bytes_sent += request.message.request_bytes as u64;
+        tally.bytes_received += request.message.answer_bytes;
         if let Some(close) = self.close {
             engine::close(pool, slot, close, context);
         } else if let Some(intended) = self.next_due(context) {
@@ -226,7 +258,7 @@ impl Exchange {
     }
 }
 
-impl Workload for Exchange {
+impl<S: Script> Workload for Exchange<S> {
     type State = State;
 
     fn opened(
@@ -307,6 +339,18 @@ impl Workload for Exchange {
             context.tally.error("unsent", unsent);
         }
         Ok(())
+    }
+}
+
+/// On a connection that waits for nothing only its end is news.
+fn expect_nothing(mut socket: &Socket, slot: usize) -> Result<bool, Broken> {
+    match socket.read(&mut [0]) {
+        Ok(0) => Err(Broken::named("closed by the other side")),
+        Ok(_) => Err(Broken::Fatal(anyhow!(
+            "connection {slot}: bytes that nobody asked for"
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(Broken::io("receive", &error)),
     }
 }
 

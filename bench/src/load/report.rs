@@ -12,6 +12,8 @@ use super::tally;
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// See [`super::answers`].
+    Answers,
     /// See [`super::rr`].
     Rr,
     /// See [`super::crr`].
@@ -24,6 +26,8 @@ pub enum Kind {
     Mixed,
     /// See [`super::slow`].
     Slow,
+    /// No load of ours, or one that is not known: read from a log of histograms; see [`crate::hlog`].
+    Log,
 }
 
 /// What came of a run.
@@ -52,6 +56,9 @@ pub struct Report {
     pub service_ns: Histogram<u64>,
     /// From when each operation was due to its end, in nanoseconds; open loop only.
     pub intended_ns: Option<Histogram<u64>>,
+    /// From the last arrival of bytes of an answer that was not its end to the arrival of its last
+    /// byte, in nanoseconds; [`Kind::Answers`] only. Answers that came in one piece are not in it.
+    pub tail_ns: Option<Histogram<u64>>,
 }
 
 /// Per second.
@@ -79,6 +86,7 @@ impl Report {
             rates: Rates::default(),
             service_ns: tally::histogram(),
             intended_ns: plan.open_loop.then(tally::histogram),
+            tail_ns: (kind == Kind::Answers).then(tally::histogram),
         };
         for tally in outcome.tallies {
             report.operations += tally.operations;
@@ -89,6 +97,9 @@ impl Report {
             }
             add(&mut report.service_ns, &tally.service_ns);
             if let (Some(sum), Some(part)) = (&mut report.intended_ns, &tally.intended_ns) {
+                add(sum, part);
+            }
+            if let (Some(sum), Some(part)) = (&mut report.tail_ns, &tally.tail_ns) {
                 add(sum, part);
             }
         }
@@ -128,13 +139,15 @@ impl Report {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 8] = [
+        Kind::Answers,
         Kind::Rr,
         Kind::Crr,
         Kind::Bulk,
         Kind::Idle,
         Kind::Mixed,
         Kind::Slow,
+        Kind::Log,
     ];
 
     /// The kind of this name.
@@ -145,12 +158,14 @@ impl Kind {
     /// Its name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Kind::Answers => "answers",
             Kind::Rr => "rr",
             Kind::Crr => "crr",
             Kind::Bulk => "bulk",
             Kind::Idle => "idle",
             Kind::Mixed => "mixed",
             Kind::Slow => "slow",
+            Kind::Log => "log",
         }
     }
 }

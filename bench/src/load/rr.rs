@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::echo::Echo;
 use super::engine::{self, Plan};
 use super::exchange::{Exchange, schedule_of};
 use super::{Control, Kind, Report};
@@ -69,7 +70,7 @@ pub fn run(options: &Options, control: &Control) -> Result<Report> {
     let threads = plan.thread_count();
     let outcome = engine::run(&plan, control, |thread, connections| {
         let schedule = schedule_of(options.rate, thread, threads);
-        Exchange::new(options.size_bytes, connections, schedule, None)
+        Exchange::new(Echo::new(options.size_bytes), connections, schedule, None)
     })?;
     let report = Report::new(Kind::Rr, &plan, outcome)
         .option("size_bytes", options.size_bytes)

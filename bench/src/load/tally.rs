@@ -36,6 +36,8 @@ pub(super) struct Tally {
     pub(super) service_ns: Histogram<u64>,
     /// Only in an open loop.
     pub(super) intended_ns: Option<Histogram<u64>>,
+    /// Of operations whose answers come in parts: the wait for the last one. None before the first.
+    pub(super) tail_ns: Option<Histogram<u64>>,
     /// When the last operation was complete.
     pub(super) last_at: Option<Instant>,
     /// For the progress line, if there is one.
@@ -55,6 +57,7 @@ impl Tally {
             open: 0,
             service_ns: histogram(),
             intended_ns: open_loop.then(histogram),
+            tail_ns: None,
             last_at: None,
             recent_ns: control.is_watched().then(coarse_histogram),
             error_count: 0,
@@ -76,6 +79,16 @@ impl Tally {
         }
         if let Some(recent) = &mut self.recent_ns {
             recent.saturating_record(seen_ns);
+        }
+    }
+
+    /// The last bytes of an answer came now, and those before them at `arrived_at`; none if it came at
+    /// once.
+    pub(super) fn tail(&mut self, arrived_at: Option<Instant>, now: Instant) {
+        if let Some(arrived_at) = arrived_at {
+            let tail_ns = nanoseconds(now.saturating_duration_since(arrived_at));
+            let histogram = self.tail_ns.get_or_insert_with(histogram);
+            histogram.saturating_record(tail_ns);
         }
     }
 

@@ -23,9 +23,8 @@ use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
 use super::role::{Next, Role, role_of};
-use super::{Behaviour, Fault, Server, Shared};
+use super::{Behaviour, Fault, Server, Shared, answers};
 use crate::endpoint::Endpoint;
-use crate::pattern::Pattern;
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -33,8 +32,6 @@ const WAKER: Token = Token(usize::MAX - 1);
 const EVENTS: usize = 1024;
 /// Most bytes read by one `recv`.
 const SCRATCH_BYTES: usize = 256 * 1024;
-/// Most bytes that one `send` of an endless source offers.
-const ENDLESS_BYTES: usize = 256 * 1024;
 /// Most bytes of a send queue that an idle connection keeps.
 const KEPT_BYTES: usize = 1024;
 /// How often a delaying server looks for what is due.
@@ -68,8 +65,8 @@ pub(super) struct EventLoop {
 /// What the connections of a server use in common.
 struct Tools {
     scratch: Vec<u8>,
-    /// What an endless source sends.
-    endless: Vec<u8>,
+    /// What the roles that make no bytes of their own send from.
+    block: Vec<u8>,
     shared: Arc<Shared>,
 }
 
@@ -137,8 +134,8 @@ impl EventLoop {
             Behaviour::Faulty(Fault::Freeze { after_bytes, pause }) => Some((*after_bytes, *pause)),
             _ => None,
         };
-        let endless = match &settings.behaviour {
-            Behaviour::Blast => Pattern::new(0).bytes(0, ENDLESS_BYTES),
+        let block = match &settings.behaviour {
+            Behaviour::Blast | Behaviour::Answers => answers::block(),
             _ => Vec::new(),
         };
         let this = Self {
@@ -152,7 +149,7 @@ impl EventLoop {
             again: VecDeque::new(),
             tools: Tools {
                 scratch: vec![0; SCRATCH_BYTES],
-                endless,
+                block,
                 shared,
             },
             accept_more: false,
@@ -369,8 +366,9 @@ impl Connection {
     /// One round of send, produce and receive. Tells whether anything moved.
     fn step(&mut self, tools: &mut Tools) -> Result<bool, Verdict> {
         let mut moved = self.send(&tools.shared)?;
-        if self.role.is_endless() {
-            moved |= self.send_endless(tools)?;
+        let ready_made = self.role.ready_made();
+        if !ready_made.is_empty() {
+            moved |= self.send_ready_made(&tools.block[ready_made], &tools.shared)?;
         } else if self.out.is_empty() && !self.finishing {
             let next = self.role.produce(&mut self.out);
             moved |= !self.out.is_empty() || next != Next::Continue;
@@ -412,11 +410,12 @@ impl Connection {
         }
     }
 
-    /// Sends the same bytes over and over; where in them it is does not matter.
-    fn send_endless(&mut self, tools: &Tools) -> Result<bool, Verdict> {
-        match (&self.socket).write(&tools.endless) {
+    /// Sends what no role has made.
+    fn send_ready_made(&mut self, bytes: &[u8], shared: &Shared) -> Result<bool, Verdict> {
+        match (&self.socket).write(bytes) {
             Ok(sent) => {
-                count(&tools.shared.counters.bytes_out, sent as u64);
+                count(&shared.counters.bytes_out, sent as u64);
+                self.role.sent_ready_made(sent);
                 Ok(true)
             }
             Err(error) if is_not_now(&error) => Ok(false),

@@ -14,6 +14,7 @@
 //!
 //! Two kinds of dead server need no thread: [`RefusedPort`] and [`Blackhole`].
 
+pub mod answers;
 mod dead;
 mod event_loop;
 mod http;
@@ -67,6 +68,9 @@ pub enum Behaviour {
     /// Sends the same bytes again and again for as long as the client stays, and reads and drops
     /// what it receives: the cheapest source, and a full-duplex load.
     Blast,
+    /// Answers each request with as many bytes as it asks for, then is silent and keeps the connection
+    /// open; see [`answers`].
+    Answers,
     /// Answers HTTP/1.1 requests with its own name, in the body and in the header `x-server`.
     Http {
         /// The name.
@@ -183,6 +187,11 @@ impl Server {
     /// See [`Behaviour::Blast`].
     pub fn blast() -> Self {
         Self::new(Behaviour::Blast)
+    }
+
+    /// See [`Behaviour::Answers`].
+    pub fn answers() -> Self {
+        Self::new(Behaviour::Answers)
     }
 
     /// See [`Behaviour::Source`].

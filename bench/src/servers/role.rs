@@ -3,10 +3,12 @@
 //! The event loop calls a role; a role never blocks and never sees a file descriptor.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use super::answers::{Answers, BLOCK_BYTES};
 use super::http::HttpRole;
 use super::{Behaviour, Fault, Finished};
 use crate::pattern::{Pattern, Random};
@@ -55,10 +57,14 @@ pub(super) trait Role: Send {
         true
     }
 
-    /// Whether the event loop is to send its own bytes, without end, instead of the role's.
-    fn is_endless(&self) -> bool {
-        false
+    /// The part of the server's block ([`super::answers::block`]) that is to be sent next, instead of
+    /// bytes that the role makes. Empty: none.
+    fn ready_made(&self) -> Range<usize> {
+        0..0
     }
+
+    /// So many bytes of [`Role::ready_made`] have been sent.
+    fn sent_ready_made(&mut self, _bytes: usize) {}
 
     /// Whether what comes may be dropped unseen: [`Role::received`] is not called then.
     fn discards(&self) -> bool {
@@ -87,6 +93,7 @@ pub(super) fn role_of(behaviour: &Behaviour, index: u64) -> Box<dyn Role> {
         Behaviour::Http { name } => Box::new(HttpRole::new(name)),
         Behaviour::Discard => Box::new(Discard { is_endless: false }),
         Behaviour::Blast => Box::new(Discard { is_endless: true }),
+        Behaviour::Answers => Box::new(Answers::default()),
         Behaviour::Digest => Box::new(DigestSink(Sha256::new())),
         Behaviour::Faulty(fault) => faulty(fault),
         Behaviour::FaultyMix { seed } => faulty(&drawn_fault(*seed, index)),
@@ -217,7 +224,7 @@ impl Role for Source {
     }
 }
 
-/// Drops everything unseen; endless or not, the event loop does the work.
+/// Drops everything unseen; sends the same bytes again and again if it is endless.
 struct Discard {
     is_endless: bool,
 }
@@ -235,8 +242,9 @@ impl Role for Discard {
         }
     }
 
-    fn is_endless(&self) -> bool {
-        self.is_endless
+    fn ready_made(&self) -> Range<usize> {
+        // Where in the block it is does not matter.
+        0..if self.is_endless { BLOCK_BYTES } else { 0 }
     }
 
     fn discards(&self) -> bool {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::{Fault, Handle, Server};
+use super::{Fault, Handle, Server, answers};
 use crate::endpoint::Endpoint;
 use crate::pattern::Pattern;
 
@@ -181,4 +181,36 @@ fn dropping_a_server_closes_its_port() {
     let address = server.address();
     drop(server);
     assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn an_answer_has_the_length_asked_for_and_no_end_follows_it() {
+    let server = Server::answers().start().unwrap();
+    let mut stream = connect(&server);
+    for length in [3_000_001_u64, 1, 0, 700_000] {
+        stream.write_all(&length.to_be_bytes()).unwrap();
+        let mut answer = vec![0; length as usize];
+        stream.read_exact(&mut answer).unwrap();
+        let block = answers::block();
+        let mut done = 0;
+        while done < length {
+            let expected = &block[answers::slice(length, done)];
+            let from = done as usize;
+            assert!(answer[from..from + expected.len()] == *expected);
+            done += expected.len() as u64;
+        }
+    }
+    stream
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    let silence = stream.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(silence.kind(), ErrorKind::WouldBlock);
+    // Its own FIN is answered once there is nothing more to answer.
+    stream.write_all(&5_u64.to_be_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), 5);
+    wait_until("the connection is closed", || server.stats().open == 0);
 }
