@@ -65,10 +65,11 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-const SECOND_MS: u64 = 1_000;
-const MINUTE_MS: u64 = 60 * SECOND_MS;
-const HOUR_MS: u64 = 60 * MINUTE_MS;
-const DAY_MS: u64 = 24 * HOUR_MS;
+const MILLISECOND_US: u64 = 1_000;
+const SECOND_US: u64 = 1_000 * MILLISECOND_US;
+const MINUTE_US: u64 = 60 * SECOND_US;
+const HOUR_US: u64 = 60 * MINUTE_US;
+const DAY_US: u64 = 24 * HOUR_US;
 
 /// Text that is not the quantity it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -152,7 +153,7 @@ impl UnitError {
             }
             UnitErrorKind::AmbiguousUnit => "write KiB, MiB or GiB, which are powers of 1024",
             UnitErrorKind::NotADuration | UnitErrorKind::NoUnit => {
-                "write a whole number with a unit: ms, s, m, h or d, like 500ms or 10m"
+                "write a whole number with a unit: us, ms, s, m, h or d, like 500ms or 10m"
             }
             UnitErrorKind::Fraction => {
                 "write a whole number of a smaller unit, like 1500ms or 512KiB"
@@ -245,7 +246,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Reads `500ms`, `3s`, `10m`, `1h` or `7d`. The unit is mandatory except for `0`.
+/// Reads `50us`, `500ms`, `3s`, `10m`, `1h` or `7d`. The unit is mandatory except for `0`.
 ///
 /// # Errors
 /// Says whether the unit, the number or both are wrong.
@@ -255,44 +256,46 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     if digits.is_empty() {
         return Err(fail(UnitErrorKind::NotADuration));
     }
-    let unit_ms = match unit.trim_start() {
+    let unit_us = match unit.trim_start() {
         "" if digits.bytes().all(|digit| digit == b'0') => 1,
         "" => return Err(fail(UnitErrorKind::NoUnit)),
-        "ms" => 1,
-        "s" => SECOND_MS,
-        "m" => MINUTE_MS,
-        "h" => HOUR_MS,
-        "d" => DAY_MS,
+        "us" => 1,
+        "ms" => MILLISECOND_US,
+        "s" => SECOND_US,
+        "m" => MINUTE_US,
+        "h" => HOUR_US,
+        "d" => DAY_US,
         other if other.starts_with('.') => return Err(fail(UnitErrorKind::Fraction)),
         _ => return Err(fail(UnitErrorKind::NotADuration)),
     };
     let number: u64 = digits.parse().map_err(|_| fail(UnitErrorKind::TooLarge))?;
-    let ms = number
-        .checked_mul(unit_ms)
+    let us = number
+        .checked_mul(unit_us)
         .ok_or(fail(UnitErrorKind::TooLarge))?;
-    Ok(Duration::from_millis(ms))
+    Ok(Duration::from_micros(us))
 }
 
 /// Writes a duration in the largest unit that divides it: `500ms`, `90s`, `10m`. Rounded up to a
-/// whole millisecond, the smallest unit that [`parse_duration`] reads.
+/// whole microsecond, the smallest unit that [`parse_duration`] reads.
 pub fn format_duration(duration: Duration) -> String {
-    let ms = duration
+    let us = duration
         .as_nanos()
-        .div_ceil(Duration::from_millis(1).as_nanos());
-    if ms == 0 {
+        .div_ceil(Duration::from_micros(1).as_nanos());
+    if us == 0 {
         return "0".to_owned();
     }
-    for (unit_ms, unit) in [
-        (DAY_MS, "d"),
-        (HOUR_MS, "h"),
-        (MINUTE_MS, "m"),
-        (SECOND_MS, "s"),
+    for (unit_us, unit) in [
+        (DAY_US, "d"),
+        (HOUR_US, "h"),
+        (MINUTE_US, "m"),
+        (SECOND_US, "s"),
+        (MILLISECOND_US, "ms"),
     ] {
-        if ms.is_multiple_of(u128::from(unit_ms)) {
-            return format!("{}{unit}", ms / u128::from(unit_ms));
+        if us.is_multiple_of(u128::from(unit_us)) {
+            return format!("{}{unit}", us / u128::from(unit_us));
         }
     }
-    format!("{ms}ms")
+    format!("{us}us")
 }
 
 impl FromStr for Address {

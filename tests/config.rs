@@ -163,6 +163,7 @@ fn absent_settings_have_the_documented_defaults() {
     let relay = Relay {
         mover: Mover::Auto,
         zero_copy_send: false,
+        busy_poll: None,
     };
     assert_eq!(config.relay, relay);
     let keepalive = Keepalive {

@@ -76,7 +76,10 @@ pub const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 pub const DEFAULT_RELAY: Relay = Relay {
     mover: Mover::Auto,
     zero_copy_send: false,
+    busy_poll: None,
 };
+/// Below it a sleep costs less; above it the CPU is better given to others.
+pub const BUSY_POLL: RangeInclusive<Duration> = Duration::from_micros(1)..=Duration::from_millis(1);
 /// Smaller sends are never zero-copy, so that smaller buffers make the option pointless, in bytes.
 pub const ZERO_COPY_MIN_BYTES: u32 = 8 << 10;
 

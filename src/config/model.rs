@@ -74,6 +74,8 @@ pub struct Relay {
     pub mover: Mover,
     /// Whether large copied messages are sent by `SEND_ZC`.
     pub zero_copy_send: bool,
+    /// How long a core that has just had work looks for more before it sleeps; none is not at all.
+    pub busy_poll: Option<Duration>,
 }
 
 /// Which movers may be used.

@@ -50,6 +50,7 @@ pub fn render(config: &Config) -> String {
             mapping([
                 ("mover", word(&MOVERS, &relay.mover)),
                 ("zero_copy_send", relay.zero_copy_send.into()),
+                ("busy_poll", duration_or_off(relay.busy_poll)),
             ]),
         ),
         (

@@ -496,6 +496,7 @@ fn service(
                 u32::MAX
             },
         },
+        busy_poll: config.relay.busy_poll.unwrap_or_default(),
         connect_timeout: config.timeouts.connect,
     }
 }
@@ -514,6 +515,7 @@ fn ring_options(config: &Config, fds_max: u64, cores: usize) -> RingOptions {
         buffers: config.buffers.per_core,
         cq_entries: test_cq_entries().unwrap_or(u32::try_from(wanted).unwrap_or(u32::MAX / 2)),
         zero_copy_send: config.relay.zero_copy_send,
+        busy_poll: config.relay.busy_poll.is_some(),
         multishot_receive: multishot_receive(),
     }
 }

@@ -5,6 +5,7 @@
 //! [`spawn`], which counts polls: if no task was polled since the last submission, nothing can have
 //! been pushed since. `monoio::spawn` itself is for the pump alone.
 
+pub mod busy_poll;
 pub mod mailbox;
 pub mod pump;
 pub mod readiness;

@@ -24,8 +24,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::busy_poll::BusyPoll;
 use super::readiness::Readiness;
 use crate::ring::{Completion, RelayRing, Shots, Token, Wait};
 use crate::sys::{clock, event, fd};
@@ -62,6 +63,8 @@ pub struct PumpStats {
     pub longest_gap_us: u64,
     /// Timers of tasks that fired.
     pub timers_fired_total: u64,
+    /// Looks for work before a sleep that found some, and that found none.
+    pub busy_polls_total: [u64; 2],
 }
 
 /// The pump of one core.
@@ -71,18 +74,24 @@ pub struct Pump<E> {
     /// An eventfd that is never read after it was signalled.
     always_ready: Readiness,
     hop: Rc<Hop>,
+    busy_poll: Cell<BusyPoll>,
     stats: Rc<Cell<PumpStats>>,
 }
 
 impl<E: Engine + 'static> Pump<E> {
     /// Must be called inside the runtime whose ring is `monoio_ring`.
-    pub fn new(engine: Rc<RefCell<E>>, monoio_ring: RawFd) -> io::Result<Self> {
+    pub fn new(
+        engine: Rc<RefCell<E>>,
+        monoio_ring: RawFd,
+        busy_poll: BusyPoll,
+    ) -> io::Result<Self> {
         let always_ready = Readiness::new(event::eventfd(1)?)?;
         Ok(Self {
             engine,
             monoio_ring,
             always_ready,
             hop: Rc::new(Hop::default()),
+            busy_poll: Cell::new(busy_poll),
             stats: Rc::new(Cell::new(PumpStats::default())),
         })
     }
@@ -127,7 +136,7 @@ impl<E: Engine + 'static> Pump<E> {
             } else {
                 Wait::No
             };
-            if let Err(error) = engine.ring().enter(wait) {
+            if let Err(error) = self.enter(engine.ring(), wait) {
                 panic!("the relay ring is unusable: {error}");
             }
             engine.ring().reap(&mut completions);
@@ -148,6 +157,45 @@ impl<E: Engine + 'static> Pump<E> {
                 self.update(|stats| stats.timers_fired_total += fired as u64);
             }
         }
+    }
+
+    /// Submits, and sleeps unless a look before that finds something.
+    fn enter(&self, ring: &mut RelayRing, wait: Wait) -> io::Result<()> {
+        let mut policy = self.busy_poll.get();
+        let longest = match wait {
+            Wait::No => Duration::ZERO,
+            Wait::For(duration) => duration,
+            Wait::Forever => Duration::MAX,
+        };
+        let look = if longest.is_zero() {
+            None
+        } else {
+            policy.next_look()
+        };
+        let Some(look) = look else {
+            self.busy_poll.set(policy);
+            return ring.enter(wait);
+        };
+        let look = look.min(longest);
+        ring.enter(Wait::No)?;
+        let start = Instant::now();
+        let found = loop {
+            if ring.has_work() {
+                break true;
+            }
+            if start.elapsed() >= look {
+                break false;
+            }
+            std::hint::spin_loop();
+        };
+        policy.on_looked(found);
+        self.busy_poll.set(policy);
+        self.update(|stats| stats.busy_polls_total[usize::from(!found)] += 1);
+        ring.enter(match wait {
+            Wait::For(_) if !found => Wait::For(longest.saturating_sub(start.elapsed())),
+            _ if found => Wait::No,
+            _ => wait,
+        })
     }
 
     /// Gives monoio turns until it is quiescent or the bound is reached. Returns whether it is.

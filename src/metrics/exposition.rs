@@ -559,6 +559,19 @@ fn ring(page: &mut Page, scrape: &Scrape<'_>) {
     page.per_core(scrape, |core| core.pump.turns_total);
     page.counter("corelay_pump_timers_fired_total", "Timers that fired.");
     page.per_core(scrape, |core| core.pump.timers_fired_total);
+    page.counter(
+        "corelay_busy_polls_total",
+        "Looks for more work before a sleep, by whether there was some.",
+    );
+    for core in scrape.cores {
+        for (result, count) in ["found", "vain"]
+            .into_iter()
+            .zip(core.pump.busy_polls_total)
+        {
+            let labels = format!("core=\"{}\",result=\"{result}\"", core.core);
+            page.sample(&labels, count);
+        }
+    }
     page.gauge(
         "corelay_pump_longest_gap_seconds",
         "Longest time between two passes of the relay ring while work was pending.",

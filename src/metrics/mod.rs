@@ -301,6 +301,8 @@ pub struct PumpMetrics {
     pub longest_gap_us: u64,
     /// Timers that fired.
     pub timers_fired_total: u64,
+    /// Looks for work before a sleep that found some, and that found none.
+    pub busy_polls_total: [u64; 2],
 }
 
 impl CoreMetrics {

@@ -69,6 +69,8 @@ pub struct RingOptions {
     pub cq_entries: u32,
     /// Large sends may be zero-copy: pins the whole slab in memory.
     pub zero_copy_send: bool,
+    /// [`RelayRing::has_work`] will be asked.
+    pub busy_poll: bool,
     /// A receive may have several shots; see [`multishot::tells_ends`].
     pub multishot_receive: bool,
 }
@@ -140,13 +142,18 @@ impl RelayRing {
         let mut buffers =
             BufferPool::new(options.buffer_bytes, options.buffers).map_err(RingError::Slab)?;
         let cq_entries = options.cq_entries.min(CQ_ENTRIES_MAX).next_power_of_two();
-        let ring = IoUring::builder()
+        let mut builder = IoUring::builder();
+        builder
             .dontfork()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
             .setup_clamp()
-            .setup_cqsize(cq_entries)
+            .setup_cqsize(cq_entries);
+        if options.busy_poll {
+            builder.setup_taskrun_flag();
+        }
+        let ring = builder
             .build(SQ_ENTRIES.min(cq_entries))
             .map_err(RingError::Setup)?;
         buffers.register(&ring.submitter())?;
@@ -320,6 +327,12 @@ impl RelayRing {
     /// ECANCELED.
     pub fn cancel(&mut self, target: Token) {
         self.push(opcode::AsyncCancel::new(target).build(), TOKEN_CANCEL);
+    }
+
+    /// Whether an enter would find something: completions, or deferred work that makes some. No system call.
+    pub fn has_work(&mut self) -> bool {
+        // The flag is set only with IORING_SETUP_TASKRUN_FLAG.
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Submits what was pushed, and waits.

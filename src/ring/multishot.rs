@@ -29,6 +29,7 @@ pub fn tells_ends() -> Result<bool, RingError> {
         buffers: BUFFERS,
         cq_entries: BUFFERS,
         zero_copy_send: false,
+        busy_poll: false,
         multishot_receive: true,
     })?;
     let (near, far) = UnixStream::pair().map_err(RingError::Setup)?;
@@ -102,6 +103,7 @@ mod tests {
             buffers: BUFFERS,
             cq_entries: BUFFERS,
             zero_copy_send: false,
+            busy_poll: false,
             multishot_receive: true,
         };
         let mut ring = RelayRing::new(options).unwrap();

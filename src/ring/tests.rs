@@ -29,6 +29,7 @@ impl Rig {
             buffers: BUFFERS,
             cq_entries: 1024,
             zero_copy_send: true,
+            busy_poll: false,
             multishot_receive: true,
         };
         Self {

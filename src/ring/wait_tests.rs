@@ -14,6 +14,7 @@ fn ring() -> RelayRing {
         buffers: 256,
         cq_entries: 256,
         zero_copy_send: false,
+        busy_poll: false,
         multishot_receive: true,
     };
     RelayRing::new(options).unwrap()

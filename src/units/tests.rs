@@ -60,7 +60,7 @@ fn durations_as_written() {
     ] {
         assert_eq!(parse_duration(text).expect_err(text).kind(), kind, "{text}");
     }
-    assert_eq!(format_duration(Duration::from_nanos(1)), "1ms");
+    assert_eq!(format_duration(Duration::from_nanos(1)), "1us");
     assert_eq!(format_duration(Duration::from_secs(90)), "90s");
 }
 
@@ -130,8 +130,8 @@ proptest! {
     }
 
     #[test]
-    fn duration_survives_printing(number in 0u64..1_000_000_000, unit_ms in prop::sample::select(vec![1, SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS])) {
-        let duration = Duration::from_millis(number * unit_ms);
+    fn duration_survives_printing(number in 0u64..100_000_000, unit_us in prop::sample::select(vec![1, MILLISECOND_US, SECOND_US, MINUTE_US, HOUR_US, DAY_US])) {
+        let duration = Duration::from_micros(number * unit_us);
         prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
     }
 

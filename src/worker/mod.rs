@@ -23,6 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::balance::RoundRobin;
+use crate::core::busy_poll::BusyPoll;
 use crate::core::mailbox::Receiver;
 use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
@@ -56,6 +57,8 @@ pub struct Service {
     pub socket_options: Options,
     /// Deadlines of relayed sessions.
     pub relay: RelayOptions,
+    /// How long a core looks for work before it sleeps; zero is not at all.
+    pub busy_poll: Duration,
     /// For one connection attempt.
     pub connect_timeout: Duration,
 }
@@ -330,7 +333,8 @@ impl Core {
         let watcher = SessionWatcher::new(Rc::clone(&ledger));
         let engine = Relay::new(ring, watcher, service.relay, clock::now_us());
         let engine = Rc::new(RefCell::new(engine));
-        let pump = match Pump::new(Rc::clone(&engine), monoio_ring) {
+        let busy_poll = BusyPoll::new(service.busy_poll);
+        let pump = match Pump::new(Rc::clone(&engine), monoio_ring, busy_poll) {
             Ok(pump) => pump,
             Err(error) => {
                 return ledger
@@ -448,6 +452,7 @@ impl Core {
         metrics.pump.turns_total = pump.turns_total;
         metrics.pump.longest_gap_us = pump.longest_gap_us;
         metrics.pump.timers_fired_total = pump.timers_fired_total;
+        metrics.pump.busy_polls_total = pump.busy_polls_total;
         metrics
     }
 }

@@ -80,9 +80,12 @@ fn some_settings() -> impl Strategy<Value = (Workers, Buffers, Timeouts, Relay, 
         },
     );
     let mover = prop::sample::select(vec![Mover::Auto, Mover::Copy, Mover::Splice]);
-    let relay = (mover, any::<bool>()).prop_map(|(mover, zero_copy_send)| Relay {
+    let busy_poll = prop::option::of((1u64..=1_000).prop_map(Duration::from_micros));
+    let relay = (mover, any::<bool>(), busy_poll);
+    let relay = relay.prop_map(|(mover, zero_copy_send, busy_poll)| Relay {
         mover,
         zero_copy_send,
+        busy_poll,
     });
     (workers, buffers, timeouts, relay, tcp, log)
 }

@@ -339,3 +339,37 @@ fn one_listener_per_upstream_keeps_them_apart() {
     }
     proxy.finish();
 }
+
+/// A core that looks for more work before it sleeps finds it while there is a conversation, and does not look
+/// when there is none.
+#[test]
+fn a_busy_poll_finds_answers_and_leaves_an_idle_core_asleep() {
+    const MESSAGES: u64 = 500;
+    const IDLE: Duration = Duration::from_millis(500);
+    /// Each scrape wakes a core.
+    const LOOKS_MAX: f64 = 20.0;
+    let upstream = Server::echo().start().unwrap();
+    let config = Config::to([upstream.address()])
+        .set("workers", 1)
+        .set("relay.busy_poll", "1ms");
+    let proxy = Proxy::start(&config);
+    let mut client = connect(proxy.address());
+    for message in 0..MESSAGES {
+        let bytes = Pattern::new(1).bytes(message, 64);
+        client.write_all(&bytes).unwrap();
+        expect_bytes(&mut client, &bytes);
+    }
+    let looks = |result| {
+        let labels = [("result", result)];
+        proxy
+            .metrics()
+            .sum_where("corelay_busy_polls_total", &labels)
+    };
+    assert!(looks("found") > 0.0, "it never found anything");
+    let before = looks("found") + looks("vain");
+    std::thread::sleep(IDLE);
+    let after = looks("found") + looks("vain");
+    assert!(after - before < LOOKS_MAX, "{before} looks, then {after}");
+    drop(client);
+    proxy.finish();
+}

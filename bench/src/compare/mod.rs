@@ -51,7 +51,7 @@ use run_directory::Record;
 pub struct Arguments {
     /// Measured rounds per scenario; one more warms up. Many short ones tell more than few long ones:
     /// a virtual machine's speed changes from one second to the next.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// Seconds of load per proxy and round.
     #[arg(long, default_value_t = 0.3)]

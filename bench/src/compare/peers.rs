@@ -88,6 +88,15 @@ pub(super) const PEERS: &[Peer] = &[
         kind: Kind::Corelay { settings: "" },
     },
     Peer {
+        name: "corelay-busy-poll",
+        what: "Corelay that looks for more work for 50 us before it sleeps",
+        family: Family::Corelay,
+        by_default: true,
+        kind: Kind::Corelay {
+            settings: "relay: { busy_poll: 50us }\n",
+        },
+    },
+    Peer {
         name: "corelay-copy",
         what: "Corelay that never splices",
         family: Family::Corelay,
@@ -139,7 +148,7 @@ pub(super) const PEERS: &[Peer] = &[
         name: "haproxy-splice-1m",
         what: "HAProxy that always splices, with pipes of 1 MiB",
         family: Family::Haproxy,
-        by_default: false,
+        by_default: true,
         kind: Kind::Haproxy {
             global: "  tune.pipesize 1048576\n",
             defaults: "  option splice-request\n  option splice-response\n",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::limits::{
-    ACCEPT_DEFER, BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, CPUS_MAX,
+    ACCEPT_DEFER, BUFFER_SIZE_BYTES, BUFFER_SIZE_STEP_BYTES, BUFFERS_PER_CORE, BUSY_POLL, CPUS_MAX,
     DEFAULT_ACCEPT, DEFAULT_BUFFERS, DEFAULT_KEEPALIVE, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP,
     DEFAULT_TIMEOUTS, FAST_OPEN, KEEPALIVE_COUNT, KEEPALIVE_TIME, SLAB_MAX_BYTES, TIMEOUT,
     USER_TIMEOUT,
@@ -20,7 +20,7 @@ use crate::units::{ByteSize, format_duration, shorten};
 
 pub(super) const BUFFERS_KEYS: [&str; 2] = ["size", "per_core"];
 pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "max_age", "drain"];
-pub(super) const RELAY_KEYS: [&str; 2] = ["mover", "zero_copy_send"];
+pub(super) const RELAY_KEYS: [&str; 3] = ["mover", "zero_copy_send", "busy_poll"];
 pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
 pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
 pub(super) const ACCEPT_KEYS: [&str; 3] = ["steer", "defer", "fast_open"];
@@ -142,9 +142,13 @@ pub(super) fn relay(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Relay> {
     let zero_copy_send = section
         .get("zero_copy_send")
         .and_then(|at| report.boolean(at));
+    let busy_poll = section
+        .get("busy_poll")
+        .and_then(|at| report.duration_or_off(at, &BUSY_POLL));
     Some(Relay {
         mover: mover.unwrap_or(DEFAULT_RELAY.mover),
         zero_copy_send: zero_copy_send.unwrap_or(DEFAULT_RELAY.zero_copy_send),
+        busy_poll: busy_poll.unwrap_or(DEFAULT_RELAY.busy_poll),
     })
 }
 
