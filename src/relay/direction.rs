@@ -151,9 +151,9 @@ impl Direction {
         }
     }
 
-    /// Whether a receive, if it could have a buffer, would be the next thing to do.
+    /// Whether nothing stands against receiving into a buffer.
     pub fn wants_buffer(&self) -> bool {
-        !self.blocked && !self.is_splicing()
+        self.source == Source::Open && !self.blocked && !self.is_splicing()
     }
 
     /// Whether the splice mover takes what comes next.
@@ -293,7 +293,6 @@ impl Direction {
         debug_assert!(!self.blocked, "waits already");
         self.blocked = true;
         self.slow = true;
-        self.trusted = 0;
         self.streak = 0;
     }
 
@@ -301,6 +300,8 @@ impl Direction {
     pub fn on_unblocked(&mut self) {
         debug_assert!(self.blocked);
         self.blocked = false;
+        // Late shots of a multishot receive have been counted meanwhile.
+        self.trusted = 0;
     }
 
     /// From now on nothing is delivered: the queue is empty or about to be dropped.

@@ -181,8 +181,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Switches keepalive on for a session as old as the silence that calls for the first probe. Most
     /// sessions are over by then and are spared eight system calls and two timers of the kernel's. The
-    /// probes come no later for it: they are due by what was received last (tcp_set_keepalive,
-    /// tcp_sock_set_keepidle_locked).
+    /// probes come no later for it, but for the time of the dial: they are due by what was received last
+    /// (tcp_set_keepalive, tcp_sock_set_keepidle_locked).
     fn keep_alive(&mut self, now_ms: u64, id: PairId) {
         let pair = live(&mut self.slots, id);
         let Some(keepalive) = self.options.keepalive else {
@@ -232,6 +232,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     /// Ends a session that we have had enough of: FIN to both ends, RST a second later. If bytes
     /// are left that a FIN would make look like the whole of it, RST at once.
     fn say_goodbye(&mut self, now_us: u64, id: PairId, cause: Cause) {
+        if self.io.has_completions() {
+            // Bytes of it may be among them. The timer comes again in a millisecond.
+            return;
+        }
         let now_ms = now_us / 1_000;
         let pair = self.live(id);
         pair.blame(Side::Local, cause);

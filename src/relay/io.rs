@@ -73,6 +73,8 @@ pub trait Io {
     fn linger_zero(&mut self, socket: &Self::Socket);
     /// Bytes sent that the peer has not acknowledged and still may.
     fn unacknowledged_bytes(&mut self, socket: &Self::Socket) -> u32;
+    /// Whether completions wait that were not handed out: bytes may be among them.
+    fn has_completions(&mut self) -> bool;
     /// Whether bytes of the peer lie in the socket, received by nobody.
     fn has_unread(&mut self, socket: &Self::Socket) -> bool;
     /// The socket's pending error.
@@ -183,6 +185,10 @@ impl Io for RelayRing {
 
     fn unacknowledged_bytes(&mut self, socket: &OwnedFd) -> u32 {
         socket::unacknowledged_bytes(socket.as_fd())
+    }
+
+    fn has_completions(&mut self) -> bool {
+        RelayRing::has_completions(self)
     }
 
     fn has_unread(&mut self, socket: &OwnedFd) -> bool {

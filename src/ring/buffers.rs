@@ -17,9 +17,10 @@
 //! Only a zero-copy send lends: there the kernel reads on after the send's completion, and whoever
 //! releases the buffer meanwhile need not know.
 //!
-//! Bytes that wait for a peer's room do not keep a fast buffer: they are *set aside* on the heap, and
-//! the buffer goes back. Without that, more slow readers than the fast group has buffers would keep
-//! all of them, and starve whoever keeps up. From then on such a direction takes from the slow group.
+//! Bytes that wait for a peer's room do not keep a fast buffer: they are *set aside* on the heap, as many
+//! bytes as the slab has, and the buffer goes back. Without that, more slow readers than the fast group has
+//! buffers would keep all of them, and starve whoever keeps up. From then on such a direction takes from the
+//! slow group.
 //!
 //! A buffer ring is FIFO, so that small messages cycle through all of it; only a window of each
 //! group is therefore offered to the kernel, doubled when the kernel runs out and halved when it
@@ -317,7 +318,7 @@ impl BufferPool {
         let id = buffer.0;
         if id >= ASIDE_FIRST {
             let bytes = self.aside[usize::from(id - ASIDE_FIRST)].take();
-            self.aside_bytes -= bytes.map_or(0, |bytes| bytes.len());
+            self.aside_bytes -= bytes.expect("released twice").len();
             return self.aside_free.push(id);
         }
         match self.places[usize::from(id)] {
@@ -490,6 +491,31 @@ mod tests {
         let mut pool = BufferPool::new(64, count).unwrap();
         pool.offer_first_windows();
         pool
+    }
+
+    #[test]
+    fn no_more_is_set_aside_than_the_bound_and_it_counts_back() {
+        const BUFFER_BYTES: u32 = 1024 * 1024;
+        const BUFFERS: u32 = 64;
+        let mut pool = BufferPool::new(BUFFER_BYTES, BUFFERS).unwrap();
+        pool.offer_first_windows();
+        let mut aside = Vec::new();
+        // Each is set aside as often as asked for, until the slab's worth is reached.
+        for _ in 0..BUFFERS + 1 {
+            let mut buffer = pool.kernel_fills(Group::Fast, &[1; 16]).unwrap();
+            pool.set_aside(&mut buffer, BUFFER_BYTES);
+            if buffer.0 < ASIDE_FIRST {
+                pool.release(buffer);
+                break;
+            }
+            aside.push(buffer);
+            pool.widen(Group::Fast);
+        }
+        assert_eq!(aside.len(), BUFFERS as usize);
+        for buffer in aside {
+            pool.release(buffer);
+        }
+        assert_eq!((pool.set_aside_now(), pool.aside_bytes), (0, 0));
     }
 
     #[test]

@@ -332,7 +332,12 @@ impl RelayRing {
     /// Whether an enter would find something: completions, or deferred work that makes some. No system call.
     pub fn has_work(&mut self) -> bool {
         // The flag is set only with IORING_SETUP_TASKRUN_FLAG.
-        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+        self.ring.submission().taskrun() || self.has_completions()
+    }
+
+    /// Whether completions were left by the last [`RelayRing::reap`], or have come since.
+    pub fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
     }
 
     /// Submits what was pushed, and waits.

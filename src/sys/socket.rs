@@ -220,6 +220,19 @@ pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
     result == 0 && bytes > 0
 }
 
+/// Waits until the peer has closed or reset the connection, whatever of its bytes is still to be read, or
+/// until the time is over.
+pub fn await_end(socket: BorrowedFd<'_>, timeout_ms: i32) -> io::Result<()> {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid entry for the duration of the call.
+    check(unsafe { libc::poll(&mut poll, 1, timeout_ms) })?;
+    Ok(())
+}
+
 /// What can be told of a peer without reading its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -291,13 +304,13 @@ pub fn shutdown(socket: BorrowedFd<'_>) {
 
 /// Switches probes on. Sockets that know none, such as unix ones, are left as they are.
 pub fn keep_alive(socket: BorrowedFd<'_>, keepalive: Keepalive) {
-    // SO_KEEPALIVE first: it starts the timer at `idle` from now, and TCP_KEEPIDLE then takes off what has
-    // passed since something was received.
-    let options = TcpKeepalive::new()
-        .with_time(keepalive.idle)
+    let pace = TcpKeepalive::new()
         .with_interval(keepalive.interval)
         .with_retries(keepalive.probes);
-    let _ = SockRef::from(&socket).set_tcp_keepalive(&options);
+    let socket = SockRef::from(&socket);
+    let _ = socket.set_tcp_keepalive(&pace);
+    // Last, for it takes off what has passed since something was received: the first probe may be due now.
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive.idle));
 }
 
 /// Makes the coming `close(2)` send RST and drop what is queued (`SO_LINGER` with 0 seconds).

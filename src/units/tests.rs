@@ -35,17 +35,18 @@ fn byte_sizes_as_written() {
 
 #[test]
 fn durations_as_written() {
-    for (text, ms) in [
+    for (text, us) in [
         ("0", 0),
-        ("500ms", 500),
-        ("3s", 3_000),
-        ("10m", 600_000),
-        ("1h", HOUR_MS),
-        ("7d", 7 * DAY_MS),
+        ("50us", 50),
+        ("500ms", 500_000),
+        ("3s", 3_000_000),
+        ("10m", 600_000_000),
+        ("1h", HOUR_US),
+        ("7d", 7 * DAY_US),
     ] {
         assert_eq!(
             parse_duration(text),
-            Ok(Duration::from_millis(ms)),
+            Ok(Duration::from_micros(us)),
             "{text}"
         );
     }

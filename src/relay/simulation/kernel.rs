@@ -497,6 +497,10 @@ impl Io for SharedWorld {
         }
     }
 
+    fn has_completions(&mut self) -> bool {
+        !self.0.borrow().completions.is_empty()
+    }
+
     fn has_unread(&mut self, socket: &Socket) -> bool {
         self.0.borrow().endpoints[socket.0].available() > 0
     }
