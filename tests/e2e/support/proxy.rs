@@ -380,8 +380,9 @@ impl Proxy {
                     .filter(|fd| !base.fd_list.contains(fd))
                     .take(10)
                     .collect();
+                let gone: Vec<_> = base.fd_list.iter().filter(|fd| !fds.contains(fd)).collect();
                 panic!(
-                    "leaked: {} fds at the start, {} now, new among them {excess:?}; \
+                    "gone since the start {gone:?}; leaked: {} fds at the start, {} now, new among them {excess:?}; \
                      threads {:?} at the start, {:?} now; buffers held, active sessions and pipes held {held:?}",
                     base.fds,
                     fds.len(),
