@@ -524,10 +524,11 @@ fn ring_options(config: &Config, fds_max: u64, cores: usize) -> RingOptions {
 fn multishot_receive() -> bool {
     let is_denied =
         cfg!(debug_assertions) && std::env::var_os("CORELAY_TEST_SINGLE_SHOT").is_some();
+    // Without a ring there is nothing to warn of: no core will start, and says why.
     let is_trusted = !is_denied && multishot::tells_ends().unwrap_or(true);
     if !is_trusted {
         tracing::warn!(
-            "this kernel may lose the end of a stream in a multishot receive; receives have a single shot each, at some CPU per message; a newer patch release of the kernel mends it"
+            "this kernel may lose the end of a stream in a multishot receive (or it could not be tried over loopback); receives have a single shot each, at some CPU per message; a newer patch release of the kernel mends it"
         );
     }
     is_trusted

@@ -161,41 +161,42 @@ impl<E: Engine + 'static> Pump<E> {
 
     /// Submits, and sleeps unless a look before that finds something.
     fn enter(&self, ring: &mut RelayRing, wait: Wait) -> io::Result<()> {
-        let mut policy = self.busy_poll.get();
-        let longest = match wait {
-            Wait::No => Duration::ZERO,
-            Wait::For(duration) => duration,
-            Wait::Forever => Duration::MAX,
-        };
-        let look = if longest.is_zero() {
-            None
-        } else {
-            policy.next_look()
-        };
-        let Some(look) = look else {
-            self.busy_poll.set(policy);
+        let Some(look) = self.next_look(wait) else {
             return ring.enter(wait);
         };
-        let look = look.min(longest);
         ring.enter(Wait::No)?;
+        if ring.has_completions() {
+            // What was just submitted is done already: there was nothing to wait for.
+            return Ok(());
+        }
         let start = Instant::now();
-        let found = loop {
-            if ring.has_work() {
-                break true;
-            }
-            if start.elapsed() >= look {
-                break false;
-            }
+        let mut found = ring.has_work();
+        while !found && start.elapsed() < look {
             std::hint::spin_loop();
-        };
+            found = ring.has_work();
+        }
+        let mut policy = self.busy_poll.get();
         policy.on_looked(found);
         self.busy_poll.set(policy);
         self.update(|stats| stats.busy_polls_total[usize::from(!found)] += 1);
-        ring.enter(match wait {
-            Wait::For(_) if !found => Wait::For(longest.saturating_sub(start.elapsed())),
-            _ if found => Wait::No,
-            _ => wait,
+        ring.enter(if found {
+            Wait::No
+        } else {
+            wait.less(start.elapsed())
         })
+    }
+
+    /// How long to look for work before this wait, if at all; no longer than it lasts.
+    fn next_look(&self, wait: Wait) -> Option<Duration> {
+        let longest = match wait {
+            Wait::No => return None,
+            Wait::For(duration) => duration,
+            Wait::Forever => Duration::MAX,
+        };
+        let mut policy = self.busy_poll.get();
+        let look = policy.next_look();
+        self.busy_poll.set(policy);
+        look.map(|look| look.min(longest))
     }
 
     /// Gives monoio turns until it is quiescent or the bound is reached. Returns whether it is.

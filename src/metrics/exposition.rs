@@ -460,6 +460,11 @@ fn buffers(page: &mut Page, scrape: &Scrape<'_>) {
         "Pieces of at most a buffer that wait on the heap for a peer's room.",
     );
     page.per_core(scrape, |core| core.buffers.set_aside);
+    page.counter(
+        "corelay_buffers_set_aside_refused_total",
+        "Pieces that kept their buffer, because as much as may be was set aside.",
+    );
+    page.per_core(scrape, |core| core.buffers.aside_refused_total);
     page.gauge(
         "corelay_buffers_waiting",
         "Directions that wait for a buffer.",

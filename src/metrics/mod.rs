@@ -230,6 +230,8 @@ pub struct BufferMetrics {
     pub held: u64,
     /// Pieces that wait on the heap for a peer's room.
     pub set_aside: u64,
+    /// How often as much was set aside as may be, and a buffer was kept.
+    pub aside_refused_total: u64,
     /// Receives that found their group empty (ENOBUFS).
     pub exhausted_total: u64,
     /// Directions waiting for a buffer now.

@@ -22,7 +22,7 @@ use crate::ring::{Completion, GATHER_MAX, Group, Piece};
 const QUEUE_KEEP: usize = 16;
 
 /// Directions woken per group and pass when buffers are short.
-const WAKES_PER_PASS: usize = 64;
+pub(super) const WAKES_PER_PASS: usize = 64;
 /// Pause after a destination called itself writable and took nothing.
 const RETRY_MS: u64 = 5;
 

@@ -119,6 +119,7 @@ pub struct BufferPool {
     aside_free: Vec<u16>,
     /// Bounded by the size of the slab, or [`ASIDE_MIN_BYTES`].
     aside_bytes: usize,
+    aside_refused_total: u64,
     exhausted_total: u64,
 }
 
@@ -144,6 +145,7 @@ impl BufferPool {
             aside: Vec::new(),
             aside_free: Vec::new(),
             aside_bytes: 0,
+            aside_refused_total: 0,
             exhausted_total: 0,
         })
     }
@@ -219,6 +221,11 @@ impl BufferPool {
         self.aside.len() - self.aside_free.len()
     }
 
+    /// How often a buffer was kept by bytes that wait, because as much as may be was set aside.
+    pub fn aside_refused_total(&self) -> u64 {
+        self.aside_refused_total
+    }
+
     /// Copies the first `len` bytes of a fast buffer, which are going to wait, to the heap and gives the
     /// buffer back. A slow one stays what it is.
     pub fn set_aside(&mut self, buffer: &mut Buffer, len: u32) {
@@ -227,6 +234,7 @@ impl BufferPool {
         }
         let slab_bytes = self.places.len() * self.size_bytes as usize;
         if self.aside_bytes + len as usize > slab_bytes.max(ASIDE_MIN_BYTES) {
+            self.aside_refused_total += 1;
             return;
         }
         let bytes = Some(Box::from(self.bytes(buffer, len)));
@@ -238,6 +246,7 @@ impl BufferPool {
             None => {
                 let Ok(id) = u16::try_from(usize::from(ASIDE_FIRST) + self.aside.len()) else {
                     // As many as there are numbers: the buffer waits.
+                    self.aside_refused_total += 1;
                     return;
                 };
                 self.aside.push(bytes);
@@ -512,6 +521,7 @@ mod tests {
             pool.widen(Group::Fast);
         }
         assert_eq!(aside.len(), BUFFERS as usize);
+        assert_eq!(pool.aside_refused_total(), 1);
         for buffer in aside {
             pool.release(buffer);
         }

@@ -108,6 +108,17 @@ pub enum Wait {
     Forever,
 }
 
+impl Wait {
+    /// What is left of it after `elapsed`. Never a timeout of zero, for which the kernel would start a timer.
+    pub fn less(self, elapsed: Duration) -> Self {
+        match self {
+            Wait::For(duration) if duration > elapsed => Wait::For(duration - elapsed),
+            Wait::For(_) => Wait::No,
+            unbounded => unbounded,
+        }
+    }
+}
+
 /// Counters of one ring.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingStats {
@@ -343,12 +354,10 @@ impl RelayRing {
     /// Submits what was pushed, and waits.
     pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.stats.enters_total += 1;
-        let pending = self.ring.submission().len() as u32;
-        let submitter = self.ring.submitter();
         let result = match wait {
-            Wait::No => enter_now(&submitter, pending),
-            Wait::For(duration) => enter_for(&submitter, duration),
-            Wait::Forever => submitter.submit_and_wait(1),
+            Wait::No => enter_now(&mut self.ring),
+            Wait::For(duration) => enter_for(&self.ring.submitter(), duration),
+            Wait::Forever => self.ring.submitter().submit_and_wait(1),
         };
         if self.ring.submission().cq_overflow() {
             self.stats.cq_overflow_total += 1;
@@ -439,10 +448,14 @@ pub struct Piece<'a> {
 
 /// GETEVENTS makes a DEFER_TASKRUN ring run its deferred completions. A timeout of zero would do so, too,
 /// but starts a timer and waits for its interrupt: a fifth of the CPU of a bulk stream.
-fn enter_now(submitter: &Submitter<'_>, pending: u32) -> io::Result<usize> {
+fn enter_now(ring: &mut IoUring) -> io::Result<usize> {
+    let pending = ring.submission().len() as u32;
     let flags = EnterFlags::GETEVENTS.bits();
     // SAFETY: the call takes no argument, and submits no more than what `push` wrote.
-    unsafe { submitter.enter::<libc::sigset_t>(pending, 0, flags, None) }
+    unsafe {
+        ring.submitter()
+            .enter::<libc::sigset_t>(pending, 0, flags, None)
+    }
 }
 
 fn enter_for(submitter: &Submitter<'_>, duration: Duration) -> io::Result<usize> {

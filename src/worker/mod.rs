@@ -446,6 +446,7 @@ impl Core {
         metrics.buffers.in_ring = buffers.in_ring() as u64;
         metrics.buffers.held = buffers.held() as u64;
         metrics.buffers.set_aside = buffers.set_aside_now() as u64;
+        metrics.buffers.aside_refused_total = buffers.aside_refused_total();
         metrics.buffers.exhausted_total = buffers.exhausted_total();
         metrics.buffers.waiting = waiting as u64;
         let pump = self.pump_stats.get();

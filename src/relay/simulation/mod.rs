@@ -8,6 +8,7 @@
 //! leaves bytes in it; what a zero-copy send took stays as it is until the kernel has returned the
 //! buffer, however late; no tail waits below a low-water mark.
 
+mod directed;
 mod endpoint;
 mod kernel;
 mod lent;
@@ -19,7 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::bulk::{MoverChoice, Thresholds};
-use super::pair::{End, PairId};
+use super::pair::End;
 use super::{Relay, RelayOptions, Summary, Watcher};
 use crate::outcome::{Cause, MoverKind, Side};
 use crate::ring::BufferPool;
@@ -374,128 +375,6 @@ fn thousands_of_seeds() {
             std::panic::resume_unwind(panic);
         }
     }
-}
-
-/// Two hundred tails of random length after a steady stream, and no FIN behind them.
-#[test]
-fn no_tail_waits_below_a_low_water_mark() {
-    let mut guarded = 0;
-    for seed in 0..200 {
-        let mut simulation = Simulation::new(seed);
-        {
-            let mut world = simulation.world.0.borrow_mut();
-            let tail = world.random.below(u64::from(THRESHOLDS.mark_bytes)) + 1;
-            for endpoint in &mut world.endpoints {
-                endpoint.stalled = false;
-                // More than a pass may deliver.
-                endpoint.room = 10_000;
-            }
-            world.endpoints[0].peer_sent = 4_000 + tail;
-            world.endpoints[0].peer_will_send = u64::MAX;
-        }
-        // 50 ms: the guard is 1 ms, and each round takes 100 us.
-        for _ in 0..500 {
-            let mut world = simulation.world.0.borrow_mut();
-            world.endpoints[1].acknowledged = world.endpoints[1].taken;
-            world.complete_receive(0);
-            world.complete_readable(0);
-            world.complete_send(1);
-            world.complete_writable(1);
-            drop(world);
-            simulation.now_us += 100;
-            simulation.pass();
-        }
-        let world = simulation.world.0.borrow();
-        let (sent, taken) = (world.endpoints[0].peer_sent, world.endpoints[1].taken);
-        assert_eq!(taken, sent, "seed {seed}");
-        guarded += simulation.relay.low_water_guards_total();
-    }
-    assert!(guarded > 50, "the guards were hardly needed: {guarded}");
-}
-
-/// A goodbye leaves no mark behind: what receives and throws away has no guard.
-#[test]
-fn a_goodbye_lowers_the_mark() {
-    let mut simulation = (0..)
-        .map(Simulation::new)
-        .find(|it| it.relay.options.mover == MoverChoice::Auto)
-        .expect("every third");
-    {
-        let mut world = simulation.world.0.borrow_mut();
-        for endpoint in &mut world.endpoints {
-            endpoint.room = 10_000;
-        }
-        world.endpoints[0].peer_will_send = u64::MAX;
-    }
-    let is_marked = |simulation: &Simulation| {
-        let world = simulation.world.0.borrow();
-        world.endpoints[0].low_water > 1 && world.endpoints[0].readable.is_some()
-    };
-    while !is_marked(&simulation) {
-        let mut world = simulation.world.0.borrow_mut();
-        world.endpoints[0].peer_sent += 100;
-        world.endpoints[1].acknowledged = world.endpoints[1].taken;
-        world.complete_receive(0);
-        world.complete_readable(0);
-        world.complete_send(1);
-        world.complete_writable(1);
-        drop(world);
-        assert!(simulation.now_us < 1_000_000, "no mark was ever raised");
-        simulation.now_us += 100;
-        simulation.pass();
-    }
-    let (mut world, relay) = (simulation.world.0.borrow_mut(), &mut simulation.relay);
-    // Nothing is left, so that the goodbye is a FIN.
-    world.endpoints[0].peer_sent = world.endpoints[0].received;
-    drop(world);
-    relay.options.max_age_ms = Some(0);
-    let id = PairId {
-        slot: 0,
-        generation: 0,
-    };
-    relay.on_timer(simulation.now_us, id);
-    let mut world = simulation.world.0.borrow_mut();
-    assert!(world.endpoints[1].fin_sent);
-    assert_eq!(world.endpoints[0].low_water, 1);
-    world.endpoints[0].peer_sent += 1;
-    world.complete_readable(0);
-    drop(world);
-    simulation.pass();
-}
-
-/// Bytes that were received, and whose completion nobody has handled yet, are not behind a FIN.
-#[test]
-fn a_goodbye_waits_for_completions_that_are_left() {
-    let mut simulation = (0..)
-        .map(Simulation::new)
-        .find(|it| it.relay.options.mover == MoverChoice::Copy)
-        .expect("every third");
-    let mut world = simulation.world.0.borrow_mut();
-    world.endpoints[0].peer_will_send = u64::MAX;
-    world.endpoints[0].peer_sent = 1;
-    while world.completions.is_empty() {
-        world.complete_receive(0);
-    }
-    drop(world);
-    simulation.relay.options.max_age_ms = Some(0);
-    simulation.now_us = 10_000;
-    let id = PairId {
-        slot: 0,
-        generation: 0,
-    };
-    simulation.relay.on_timer(simulation.now_us, id);
-    assert!(!simulation.world.0.borrow().endpoints[1].fin_sent);
-    // Once it is handled, the timer comes again.
-    for _ in 0..20 {
-        simulation.now_us += 1_000;
-        simulation.pass();
-        let mut world = simulation.world.0.borrow_mut();
-        world.complete_send(1);
-        world.complete_writable(1);
-    }
-    let world = simulation.world.0.borrow();
-    let server = &world.endpoints[1];
-    assert!(server.fin_sent || server.linger_zero, "it never came");
 }
 
 /// The seeds reach both movers and every change between them, or they would prove nothing of either.
