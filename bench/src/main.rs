@@ -8,6 +8,8 @@
 
 mod cli;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use corelay_bench::servers::RefusedPort;
@@ -52,9 +54,21 @@ enum Command {
     FreePort,
 }
 
-fn main() -> Result<()> {
+/// Exits with 0, with 1 and one line on stderr after a failure, with 2 for wrong arguments.
+fn main() -> ExitCode {
     limits::raise_open_files();
-    match Cli::parse().command {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Without the backtrace that anyhow would append: these are refused files and connections.
+        Err(error) => {
+            eprintln!("corelay-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Serve(serve) => serve.run(),
         Command::Rr(rr) => rr.run(&cli::control_with_signals()?),
         Command::Crr(crr) => crr.run(&cli::control_with_signals()?),

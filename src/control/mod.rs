@@ -8,6 +8,7 @@
 //! ```
 
 pub mod admin;
+mod fds;
 pub mod listen;
 pub mod notify;
 pub mod panic;
@@ -34,11 +35,12 @@ use crate::ring::zero_copy::ZERO_COPY_MIN_BYTES;
 use crate::ring::{RingError, RingOptions, multishot};
 use crate::sys::limits::KernelVersion;
 use crate::sys::socket::Keepalive;
-use crate::sys::{affinity, limits, probe, process, socket};
+use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
 use admin::Admin;
+use fds::FdPlan;
 use listen::Bound;
 use scrape::CoreStats;
 
@@ -46,12 +48,6 @@ pub use supervisor::Notice;
 
 /// How long the cores may take to set up their rings, and then to listen.
 const START_WITHIN: Duration = Duration::from_secs(10);
-/// Descriptors kept free for the admin listener's clients, a reopened log, /proc, and for cores
-/// that accept at the same moment.
-const FDS_RESERVED: u64 = 24;
-/// A pipe's two ends.
-const FDS_PER_PIPE: usize = 2;
-
 /// Why the process could not start or go on. Each prints as one line with cause, consequence and
 /// remedy.
 #[derive(Debug, thiserror::Error)]
@@ -108,14 +104,14 @@ pub struct Running {
 
 /// Starts everything; returns when every core listens.
 pub fn start(config: &Config) -> Result<Running, RunError> {
+    let cpus = choose_cpus(&config.workers)?;
+    let fds = FdPlan::new(config, cpus.len())?;
     let (notices_in, notices) = mpsc::channel();
     supervisor::forward_signals(notices_in.clone())
         .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
-    let fds_max = process::raise_max_fds();
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
     let resolved = resolve::resolve(config)?;
-    let cpus = choose_cpus(&config.workers)?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -127,11 +123,9 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
-    let pipes_max = pipes_per_core(config, fds_max, cpus.len());
-    let pipe_fds = (FDS_PER_PIPE * pipes_max * cpus.len()) as u64;
-    let service = Arc::new(service(config, &resolved, options, pipes_max));
+    let service = Arc::new(service(config, &resolved, options, fds.pipes_per_core));
     let budget = Arc::new(FdBudget::new(cpus.len()));
-    let ring = ring_options(config, fds_max, cpus.len());
+    let ring = ring_options(config, fds.limit, cpus.len());
 
     let cores = spawn_cores(Crew {
         cpus,
@@ -154,7 +148,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         access_log.monitor(),
     ));
     let admin = serve_admin(admin, &stats)?;
-    limit_sessions(&budget, fds_max, FDS_RESERVED + pipe_fds)?;
+    fds.limit_sessions(&budget)?;
     // One after the other: the kernel numbers a group's sockets in the order in which they listen,
     // and `accept.steer: cpu` goes by that number.
     for core in &cores {
@@ -297,40 +291,6 @@ fn out_of_fds(error: std::io::Error) -> RunError {
     RunError::HostUnfit(format!(
         "{error}; nothing was started; raise the limit on open files (LimitNOFILE, ulimit -n)"
     ))
-}
-
-/// Pipes of one core: they are borrowed only while they hold bytes, so that 64 serve any number of
-/// streams whose peers keep up. A small limit on open files goes to sessions.
-fn pipes_per_core(config: &Config, fds_max: u64, cores: usize) -> usize {
-    const PIPES_PER_CORE: u64 = 64;
-    const SHARE_OF_FDS: u64 = 16;
-    if config.relay.mover == Mover::Copy {
-        return 0;
-    }
-    let share = fds_max / SHARE_OF_FDS / (FDS_PER_PIPE * cores) as u64;
-    share.clamp(1, PIPES_PER_CORE) as usize
-}
-
-/// Sets how many sessions fit, now that everything else that stays open is open.
-fn limit_sessions(budget: &FdBudget, fds_max: u64, reserved: u64) -> Result<(), RunError> {
-    let in_use = process::open_fds();
-    let sessions = budget.set_limit(fds_max, in_use, reserved);
-    if sessions == 0 {
-        return Err(RunError::HostUnfit(format!(
-            "RLIMIT_NOFILE is {fds_max}, of which {in_use} are open and {reserved} kept free: not one session fits; nothing was started; raise it to {} at least (LimitNOFILE, ulimit -n)",
-            in_use + reserved + 2
-        )));
-    }
-    /// Fewer than this is probably a forgotten limit.
-    const FEW_SESSIONS: u64 = 1_000;
-    if sessions < FEW_SESSIONS {
-        tracing::warn!(
-            sessions,
-            fds_max,
-            "few sessions fit under the limit on open files; raise LimitNOFILE (ulimit -n)"
-        );
-    }
-    Ok(())
 }
 
 fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, RunError> {

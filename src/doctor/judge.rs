@@ -184,8 +184,11 @@ fn open_files(facts: &HostFacts, needs: &Needs) -> Finding {
         count(limit)
     );
     let wanted = fixed + SESSIONS_MIN * FDS_PER_SESSION;
-    let remedy =
-        format!("set LimitNOFILE in the systemd unit, or `ulimit -n`, to {wanted} at least");
+    let remedy = format!(
+        "set LimitNOFILE in the systemd unit, or `ulimit -n`; {} sessions need {}",
+        count(SESSIONS_MIN),
+        count(wanted)
+    );
     match sessions {
         0 => bad("nofile", Verdict::Fail, found, remedy),
         1..SESSIONS_MIN => bad("nofile", Verdict::Warn, found, remedy),
