@@ -21,6 +21,8 @@
 //! - A slow start lowers a server's weight for a while ([`SlowStart`]). The hashing algorithms and
 //!   [`Algorithm::FirstAvailable`] ignore it: the former would move clients twice, the latter has no
 //!   weights.
+//!
+//! [`Split`] chooses one of several upstreams before all this.
 
 mod cursor;
 mod hash;
@@ -31,16 +33,18 @@ mod random;
 mod rank;
 mod rendezvous;
 mod round_robin;
+mod split;
 mod two_choices;
 
 pub use cursor::RoundRobin;
 pub use hash::{hash_address, hash_text};
 pub use random::Random;
+pub use split::{Part, Split, SplitBy};
 
 use crate::units::ServerId;
 use rank::Rank;
 
-/// The greatest weight of a server.
+/// The greatest weight of a server or of an upstream in a split.
 pub const WEIGHT_MAX: u16 = 256;
 
 /// One server as the balancer sees it.
