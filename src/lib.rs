@@ -29,7 +29,7 @@
 //!
 //! ```text
 //! main ─> { cli, demo, doctor } ─> control ─> worker ─> mode ─> { relay, dial } ─> core ─> ring
-//!      ─> { sys, balance, metrics, log } ─> { outcome, units }
+//!      ─> { sys, balance, policy, metrics, log } ─> { outcome, units }
 //! ```
 //!
 //! Every import points along these arrows; `tests/architecture.rs` fails on one that does not.
@@ -47,6 +47,7 @@ pub mod log;
 pub mod metrics;
 pub mod mode;
 pub mod outcome;
+pub mod policy;
 pub mod relay;
 pub mod ring;
 pub mod sys;

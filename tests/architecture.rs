@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main ─> { cli, demo, doctor } ─> control ─> worker ─> mode ─> { relay, dial } ─> core ─> ring
-//!      ─> { sys, wire, balance, metrics, log } ─> { outcome, units }
+//!      ─> { sys, wire, balance, policy, metrics, log } ─> { outcome, units }
 //! ```
 //!
 //! `config` knows only `units`, and is visible to `mode`, `worker`, `control` and the commands.
@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sys", &["outcome", "units"]),
     ("wire", &["outcome", "units"]),
     ("balance", &["outcome", "units"]),
+    ("policy", &["outcome", "units"]),
     ("metrics", &["outcome", "units"]),
     ("log", &["outcome", "units"]),
     ("ring", &["sys", "outcome", "units"]),
@@ -40,21 +41,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "mode",
         &[
-            "relay", "dial", "core", "ring", "sys", "wire", "balance", "metrics", "log", "config",
-            "outcome", "units",
+            "relay", "dial", "core", "ring", "sys", "wire", "balance", "policy", "metrics", "log",
+            "config", "outcome", "units",
         ],
     ),
     (
         "worker",
         &[
-            "mode", "relay", "dial", "core", "ring", "sys", "wire", "balance", "metrics", "log",
-            "config", "outcome", "units",
+            "mode", "relay", "dial", "core", "ring", "sys", "wire", "balance", "policy", "metrics",
+            "log", "config", "outcome", "units",
         ],
     ),
     (
         "control",
         &[
-            "worker", "mode", "relay", "core", "ring", "sys", "metrics", "log", "config",
+            "worker", "mode", "relay", "core", "ring", "sys", "policy", "metrics", "log", "config",
             "outcome", "units",
         ],
     ),

@@ -1,0 +1,18 @@
+//! Who may connect, how often and how fast: the arithmetic of admission, without sockets and
+//! without a clock of its own.
+//!
+//! - [`network`]: one block of addresses, `10.0.0.0/8`.
+//! - [`access`]: an ordered list of allowed and denied networks; [`list`] reads such a list's file.
+//! - [`bucket`]: a rate with a burst, for one owner or shared by all cores.
+//! - [`sources`]: connections and new connections per source network, in a bounded table.
+//! - [`limit`]: how many of something there may be at once.
+//!
+//! Time is `now_us`, monotonic microseconds from any start; cores may disagree by a little. What is
+//! decided here has no effect by itself: the caller refuses, waits or counts.
+
+pub mod access;
+pub mod bucket;
+pub mod limit;
+pub mod list;
+pub mod network;
+pub mod sources;
