@@ -179,7 +179,7 @@ fn threads_never_exceed_a_limit_and_leave_nothing_behind() {
     const NETWORKS: u32 = 200;
     const LIMIT: u32 = 3;
     // Fewer entries than networks, so that places change hands all the time.
-    let sources = Sources::new(options(LIMIT, Some((1_000_000, 4)), SHARDS));
+    let sources = Sources::new(options(LIMIT, Some((1_000_000, 16)), SHARDS));
     let held: Vec<AtomicU32> = (0..NETWORKS).map(|_| AtomicU32::new(0)).collect();
     let clock_us = AtomicU64::new(0);
     let answers = [const { AtomicU64::new(0) }; 4];
@@ -196,7 +196,9 @@ fn threads_never_exceed_a_limit_and_leave_nothing_behind() {
                 sources.release(ticket, now_us);
                 continue;
             }
-            let network = (random.0 >> 8) as u32 % NETWORKS;
+            // Half of them from few networks, so that these are at their limit.
+            let networks = if random.0 & 0x80 == 0 { 4 } else { NETWORKS };
+            let network = (random.0 >> 8) as u32 % networks;
             let answer = match sources.admit(host(network), now_us) {
                 Ok(ticket) => {
                     let before = held[network as usize].fetch_add(1, Ordering::SeqCst);
