@@ -172,6 +172,16 @@ mod tests {
         assert!(pool(&[7, 7, 7]).is_even(0));
         assert!(pool(&[7]).is_even(0));
         assert!(!pool(&[7, 7, 8]).is_even(u64::MAX));
+        let mut slow = [candidate(0, 1), candidate(1, 1)];
+        for (server, since_us) in slow.iter_mut().zip([0, 50]) {
+            let duration_us = 100;
+            server.slow_start = Some(SlowStart {
+                since_us,
+                duration_us,
+            });
+        }
+        let slow = Pool::new(&slow, false);
+        assert!(!slow.is_even(149) && slow.is_even(150));
     }
 
     proptest! {

@@ -118,6 +118,22 @@ proptest! {
         }
     }
 
+    /// A host that was restarted agrees with one that has seen every change.
+    #[test]
+    fn the_hashing_algorithms_have_no_past(
+        before in any_candidates(9), after in any_candidates(9), hash: u64,
+    ) {
+        for algorithm in [Algorithm::SourceHash, Algorithm::Maglev] {
+            let mut changed = balancer(algorithm, &before);
+            changed.pick(0, hash, &[], idle);
+            changed.replace(&after);
+            let mut new = balancer(algorithm, &after);
+            for hash in clients(16).map(|bits| bits ^ hash) {
+                prop_assert_eq!(changed.pick(0, hash, &[], idle), new.pick(0, hash, &[], idle));
+            }
+        }
+    }
+
     #[test]
     fn least_connections_is_the_least_for_the_share(
         servers in prop::collection::vec((1u16..=WEIGHT_MAX, 0u32..50), 1..=16), offset in 0usize..64,
@@ -160,6 +176,12 @@ fn backups_take_turns_when_ordinary_servers_are_full() {
         .collect();
     assert_eq!(given, [1, 2, 1, 2]);
     assert_eq!(balancer.pick(0, 0, &[], idle), Some(ServerId(0)));
+    // A retry in between does not take part in these turns.
+    let mut pick = |tried: &[u16]| {
+        let tried: Vec<ServerId> = tried.iter().copied().map(ServerId).collect();
+        balancer.pick(0, 0, &tried, idle).expect("a backup").0
+    };
+    assert_eq!([pick(&[0]), pick(&[0, 1]), pick(&[0])], [1, 2, 2]);
 }
 
 #[test]
