@@ -13,7 +13,8 @@
 //!    resetting anyone.
 //! 2. `worker/session.rs`: from the accepted socket to the engine, and what is written down at the
 //!    end.
-//! 3. [`mode::tcp`]: wait for a first byte if asked to, then try the servers in turn
+//! 3. [`mode::tcp`]: wait for a first byte if asked to, then try one server after the other. Which:
+//!    `worker/route.rs`, with a place on it (`worker/servers.rs`) or a wait for one (`worker/queue.rs`)
 //!    ([`balance`]).
 //! 4. [`dial`]: one attempt, with a deadline.
 //! 5. [`relay`]: the engine takes both sockets over. [`relay::direction`] decides what one

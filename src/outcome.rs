@@ -52,6 +52,12 @@ pub enum Cause {
     Unreachable,
     /// No local port left for the server's address (EADDRNOTAVAIL): ours to mend, not the server's.
     LocalPorts,
+    /// No server may take sessions: each is down, drained or of weight 0.
+    NoServer,
+    /// Every server has its `max_connections`, and the queue is off or full.
+    ServersFull,
+    /// Every server had its `max_connections` for the whole `queue.timeout`.
+    QueueTimeout,
     /// No file descriptor or kernel memory left (EMFILE, ENFILE, ENOMEM, ENOBUFS).
     LocalResources,
     /// The client sent nothing within `defer_connect`.
@@ -98,7 +104,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 16] = [
+    pub const ALL: [Cause; 19] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -108,6 +114,9 @@ impl Cause {
         Cause::ConnectTimeout,
         Cause::Unreachable,
         Cause::LocalPorts,
+        Cause::NoServer,
+        Cause::ServersFull,
+        Cause::QueueTimeout,
         Cause::LocalResources,
         Cause::FirstByteTimeout,
         Cause::IdleTimeout,
@@ -129,6 +138,9 @@ impl Cause {
             Cause::ConnectTimeout => "connect_timeout",
             Cause::Unreachable => "unreachable",
             Cause::LocalPorts => "local_ports",
+            Cause::NoServer => "no_server",
+            Cause::ServersFull => "servers_full",
+            Cause::QueueTimeout => "queue_timeout",
             Cause::LocalResources => "local_resources",
             Cause::FirstByteTimeout => "first_byte_timeout",
             Cause::IdleTimeout => "idle_timeout",

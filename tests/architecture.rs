@@ -55,8 +55,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "worker", "mode", "relay", "core", "ring", "sys", "policy", "metrics", "log", "config",
-            "outcome", "units",
+            "worker", "mode", "relay", "core", "ring", "sys", "wire", "balance", "policy",
+            "metrics", "log", "config", "outcome", "units",
         ],
     ),
     ("cli", &["control", "config", "units"]),

@@ -357,6 +357,20 @@ fn the_reference_names_every_key() {
 }
 
 #[test]
+fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
+    let page = std::fs::read_to_string(repository("docs/configuration.md")).expect("the page");
+    let index = page.split("## What several").next().expect("a first part");
+    let mut rows: Vec<&str> = index
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    let mut keys = config::known_keys();
+    rows.sort_unstable();
+    keys.sort_unstable();
+    assert_eq!(rows, keys);
+}
+
+#[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
         "listeners: { a: { bind: 127.0.0.1:1, upstream: b } }\nupstreams: { b: { servers: [c:1] } }\n\

@@ -24,7 +24,6 @@
 //!
 //! [`Split`] chooses one of several upstreams before all this.
 
-mod cursor;
 mod hash;
 mod least_connections;
 mod maglev;
@@ -36,7 +35,6 @@ mod round_robin;
 mod split;
 mod two_choices;
 
-pub use cursor::RoundRobin;
 pub use hash::{hash_address, hash_text};
 pub use random::Random;
 pub use split::{Part, Split, SplitBy};

@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, Steer,
-    TcpOptions, Timeouts,
+    Accept, AccessLog, Balance, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Queue, Relay,
+    Steer, TcpOptions, Timeouts, UpstreamPolicy,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -107,6 +107,30 @@ pub const DEFAULT_ACCEPT: Accept = Accept {
 };
 /// The owner and the group may connect.
 pub const DEFAULT_UNIX_MODE: u32 = 0o660;
+
+/// A server's share. More steps than percent, few enough for a cycle that one can wait for.
+pub const WEIGHT: RangeInclusive<u64> = 0..=256;
+/// Every server is alike until told otherwise.
+pub const DEFAULT_WEIGHT: u16 = 1;
+/// Connections to one server, from one address of ours: as many as there are ports, and some room for
+/// servers with several addresses behind them.
+pub const MAX_CONNECTIONS: RangeInclusive<u64> = 1..=10_000_000;
+/// Further servers tried after the first.
+pub const RETRIES: RangeInclusive<u64> = 0..=100;
+/// Sessions that wait for a place: each holds a descriptor and a task.
+pub const QUEUE_MAX: RangeInclusive<u64> = 0..=1_000_000;
+
+/// Three further servers reach a live one unless most are dead, and a client waits for four connect
+/// timeouts at most. A session beyond every server's limit is refused at once, unless somebody says how
+/// long a client may wait; a few seconds outlast a burst and not a client's patience.
+pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
+    balance: Balance::RoundRobin,
+    retries: 3,
+    queue: Queue {
+        max: 0,
+        timeout: Duration::from_secs(5),
+    },
+};
 
 /// Made for a log collector.
 pub const DEFAULT_LOG: Log = Log {

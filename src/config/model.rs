@@ -157,17 +157,47 @@ pub enum Steer {
 pub struct Upstream {
     /// As written in the configuration; a metric label.
     pub name: String,
-    /// How a server is chosen.
-    pub balance: Balance,
+    /// How a server is chosen, and what happens when the first choice does not take the session.
+    pub policy: UpstreamPolicy,
     /// At least one.
     pub servers: Vec<Server>,
+}
+
+/// What an upstream does with a session, whatever its servers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamPolicy {
+    /// How a server is chosen.
+    pub balance: Balance,
+    /// Further servers that are tried after the first has failed.
+    pub retries: u16,
+    /// Sessions that wait for a place on a server while every server is full.
+    pub queue: Queue,
+}
+
+/// Sessions that wait for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// At most so many, over all cores; 0 is no queue.
+    pub max: u32,
+    /// How long each may wait.
+    pub timeout: Duration,
 }
 
 /// How a server is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balance {
-    /// Each core takes its turn through the list.
+    /// In turn, by weight; each core takes its own turns.
     RoundRobin,
+    /// The one with the fewest connections for its weight.
+    LeastConnections,
+    /// The better of two that are drawn by weight.
+    RandomTwoChoices,
+    /// By the client's address: rendezvous hashing.
+    SourceHash,
+    /// By the client's address: a Maglev table.
+    Maglev,
+    /// The first in the list that has a place.
+    FirstAvailable,
 }
 
 /// One server, before names are resolved.
@@ -175,6 +205,12 @@ pub enum Balance {
 pub struct Server {
     /// Where it is.
     pub address: ServerAddress,
+    /// Its share, 0 to 256; 0 takes no new sessions.
+    pub weight: u16,
+    /// Serves only while no other server can.
+    pub backup: bool,
+    /// Connections that it may have at a time, over all cores; `None` is no limit.
+    pub max_connections: Option<u32>,
 }
 
 /// Where a server is.

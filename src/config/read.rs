@@ -285,6 +285,23 @@ impl<'e> Report<'e> {
         }
     }
 
+    /// Whether the value is the word `off`.
+    pub(super) fn is_off(&self, at: &Cursor<'_>) -> bool {
+        matches!(&at.node.value, Value::Scalar(text) if text == OFF)
+    }
+
+    /// A whole number within limits, or `off`.
+    pub(super) fn number_or_off(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<Option<u64>> {
+        if self.is_off(at) {
+            return Some(None);
+        }
+        self.number(at, range).map(Some)
+    }
+
     /// A number of bytes within limits.
     pub(super) fn byte_size(
         &mut self,

@@ -9,8 +9,12 @@ use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
-use super::model::{Accept, Balance, Config, Keepalive, Listener, Log, Upstream, Workers};
-use super::validate::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+use super::model::{
+    Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
+};
+use super::validate::{
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+};
 use crate::units::{ByteSize, format_duration};
 
 /// Writes a configuration in the full form.
@@ -171,16 +175,47 @@ fn render_accept(accept: &Accept) -> Value {
 }
 
 fn render_upstream(upstream: &Upstream) -> Value {
-    let balance = match upstream.balance {
-        Balance::RoundRobin => "round_robin",
-    };
-    let servers = upstream
-        .servers
-        .iter()
-        .map(|server| mapping([("address", text(&server.address)), ("weight", 1.into())]));
+    let Upstream {
+        name: _,
+        policy:
+            UpstreamPolicy {
+                balance,
+                retries,
+                queue,
+            },
+        servers,
+    } = upstream;
     mapping([
-        ("balance", text(balance)),
-        ("servers", Value::Sequence(servers.collect())),
+        ("balance", word(&BALANCES, balance)),
+        ("retries", (*retries).into()),
+        ("queue", render_queue(queue)),
+        (
+            "servers",
+            Value::Sequence(servers.iter().map(render_server).collect()),
+        ),
+    ])
+}
+
+fn render_queue(queue: &Queue) -> Value {
+    let Queue { max, timeout } = queue;
+    mapping([("max", (*max).into()), ("timeout", duration(*timeout))])
+}
+
+fn render_server(server: &Server) -> Value {
+    let Server {
+        address,
+        weight,
+        backup,
+        max_connections,
+    } = server;
+    mapping([
+        ("address", text(address)),
+        ("weight", (*weight).into()),
+        ("backup", (*backup).into()),
+        (
+            "max_connections",
+            max_connections.map_or_else(|| text("off"), Value::from),
+        ),
     ])
 }
 

@@ -12,6 +12,7 @@ mod fds;
 pub mod listen;
 pub mod notify;
 pub mod panic;
+mod pools;
 pub mod process_log;
 pub mod resolve;
 pub mod scrape;
@@ -38,6 +39,8 @@ use crate::sys::socket::Keepalive;
 use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
+use crate::worker::queue::SharedQueue;
+use crate::worker::servers::Pool;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
 use admin::Admin;
 use fds::FdPlan;
@@ -91,7 +94,7 @@ pub struct Running {
     pub addresses: Vec<Address>,
     /// Where the admin listener listens.
     pub admin: Option<SocketAddr>,
-    cores: Vec<Sender<Message>>,
+    cores: Arc<[Sender<Message>]>,
     notices: mpsc::Receiver<Notice>,
     stats: Arc<CoreStats>,
     access_log: LogWriter,
@@ -123,7 +126,8 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
-    let service = Arc::new(service(config, &resolved, options, fds.pipes_per_core));
+    let pools = pools::first(config, &resolved, cpus.len());
+    let service = Arc::new(service(config, options, fds.pipes_per_core, cpus.len()));
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds.limit, cpus.len());
 
@@ -132,6 +136,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         sockets,
         producers,
         service,
+        pools,
         ring,
         budget: Arc::clone(&budget),
         notices: &notices_in,
@@ -142,7 +147,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     })?;
 
     let stats = Arc::new(CoreStats::new(
-        cores.clone(),
+        Arc::clone(&cores),
         names,
         ring_features,
         access_log.monitor(),
@@ -151,7 +156,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     fds.limit_sessions(&budget)?;
     // One after the other: the kernel numbers a group's sockets in the order in which they listen,
     // and `accept.steer: cpu` goes by that number.
-    for core in &cores {
+    for core in cores.iter() {
         core.send(Message::Listen);
         await_cores(&notices, 1, &mut early, |event| {
             matches!(event, Event::Listening(_))
@@ -185,26 +190,36 @@ struct Crew<'a> {
     sockets: Vec<Vec<(ListenerId, OwnedFd)>>,
     producers: Vec<log::Producer>,
     service: Arc<Service>,
+    pools: Vec<Arc<Pool>>,
     ring: RingOptions,
     budget: Arc<FdBudget>,
     notices: &'a mpsc::Sender<Notice>,
 }
 
 /// Starts the cores' threads; returns a mailbox for each.
-fn spawn_cores(crew: Crew<'_>) -> Result<Vec<Sender<Message>>, RunError> {
-    let mut cores = Vec::with_capacity(crew.cpus.len());
+fn spawn_cores(crew: Crew<'_>) -> Result<Arc<[Sender<Message>]>, RunError> {
+    let count = crew.cpus.len();
+    let mailboxes = (0..count).map(|_| mailbox::mailbox().map_err(out_of_fds));
+    let (senders, mailboxes): (Vec<_>, Vec<_>) = mailboxes
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .unzip();
+    let cores: Arc<[Sender<Message>]> = senders.into();
+    let queue = || Arc::new(SharedQueue::new(count));
+    let queues: Vec<_> = crew.pools.iter().map(|_| queue()).collect();
     let parts = crew.cpus.into_iter().zip(crew.sockets).zip(crew.producers);
-    for (index, ((cpu, sockets), producer)) in parts.enumerate() {
-        let (sender, mailbox) = mailbox::mailbox().map_err(out_of_fds)?;
-        cores.push(sender);
+    for (index, (((cpu, sockets), producer), mailbox)) in parts.zip(mailboxes).enumerate() {
         let spec = CoreSpec {
             id: CoreId(index as u16),
             cpu,
             service: Arc::clone(&crew.service),
             sockets,
+            pools: crew.pools.clone(),
+            queues: queues.clone(),
             ring: crew.ring,
             budget: Arc::clone(&crew.budget),
             mailbox,
+            cores: Arc::clone(&cores),
             events: supervisor::core_events(crew.notices),
             access_log: Some(producer),
         };
@@ -369,9 +384,9 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
         servers: resolved
             .servers
             .iter()
-            .map(|(upstream, address)| ServerName {
-                address: address.to_string(),
-                upstream: *upstream,
+            .map(|server| ServerName {
+                address: server.address.to_string(),
+                upstream: server.upstream,
             })
             .collect(),
     }
@@ -405,12 +420,7 @@ fn start_access_log(
     Ok((writer, producers))
 }
 
-fn service(
-    config: &Config,
-    resolved: &resolve::Resolved,
-    options: socket::Options,
-    pipes_max: usize,
-) -> Service {
+fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: usize) -> Service {
     let large = config.buffers.size_bytes / 2;
     Service {
         listeners: config
@@ -423,11 +433,10 @@ fn service(
                 is_unix: matches!(listener.bind, Address::Unix(_)),
             })
             .collect(),
-        upstreams: resolved.upstreams.clone(),
-        servers: resolved
-            .servers
+        upstreams: config
+            .upstreams
             .iter()
-            .map(|(_, address)| address.clone())
+            .map(|upstream| pools::settings(&upstream.policy, cores, seed()))
             .collect(),
         socket_options: options,
         relay: RelayOptions {
@@ -459,6 +468,12 @@ fn service(
         busy_poll: config.relay.busy_poll.unwrap_or_default(),
         connect_timeout: config.timeouts.connect,
     }
+}
+
+/// Different in each process, so that two of them do not draw the same servers in step.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn millis(duration: Duration) -> u64 {

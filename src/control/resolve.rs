@@ -43,11 +43,22 @@ pub enum ResolveError {
     },
 }
 
+/// One address of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedServer {
+    /// Whose.
+    pub upstream: UpstreamId,
+    /// Where.
+    pub address: Address,
+    /// Its place in the upstream's list of the configuration.
+    pub entry: usize,
+}
+
 /// The servers of all upstreams.
 #[derive(Debug, Default)]
 pub struct Resolved {
     /// Indexed by [`ServerId`].
-    pub servers: Vec<(UpstreamId, Address)>,
+    pub servers: Vec<ResolvedServer>,
     /// Indexed by [`UpstreamId`].
     pub upstreams: Vec<Vec<ServerId>>,
 }
@@ -58,28 +69,32 @@ pub fn resolve(config: &Config) -> Result<Resolved, ResolveError> {
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let id = UpstreamId(u16::try_from(index).expect("bounded by the configuration"));
         let mut addresses = Vec::new();
-        for server in &upstream.servers {
+        for (entry, server) in upstream.servers.iter().enumerate() {
             match &server.address {
-                ServerAddress::Known(address) => addresses.push(address.clone()),
+                ServerAddress::Known(address) => addresses.push((entry, address.clone())),
                 ServerAddress::Named { host, port } => {
                     let found = look_up(&upstream.name, host, *port)?;
-                    addresses.extend(found);
+                    addresses.extend(found.into_iter().map(|address| (entry, address)));
                 }
             }
         }
         let mut ids = Vec::new();
-        for address in addresses {
+        for (entry, address) in addresses {
             // Two names of one machine are one server: it must not get twice its share.
             let is_new = ids
                 .iter()
-                .all(|&ServerId(known)| resolved.servers[usize::from(known)].1 != address);
+                .all(|&ServerId(known)| resolved.servers[usize::from(known)].address != address);
             if is_new {
                 let id_of_server =
                     u16::try_from(resolved.servers.len()).map_err(|_| ResolveError::TooMany {
                         upstream: upstream.name.clone(),
                     })?;
                 ids.push(ServerId(id_of_server));
-                resolved.servers.push((id, address));
+                resolved.servers.push(ResolvedServer {
+                    upstream: id,
+                    address,
+                    entry,
+                });
             }
         }
         resolved.upstreams.push(ids);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::admin::AdminSource;
@@ -18,7 +18,7 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
 /// See the head of this file.
 pub struct CoreStats {
-    mailboxes: Vec<Sender<Message>>,
+    mailboxes: Arc<[Sender<Message>]>,
     names: Names,
     ring_features: Vec<(&'static str, bool)>,
     started: Instant,
@@ -31,7 +31,7 @@ pub struct CoreStats {
 impl CoreStats {
     /// For cores that are not ready yet.
     pub fn new(
-        mailboxes: Vec<Sender<Message>>,
+        mailboxes: Arc<[Sender<Message>]>,
         names: Names,
         ring_features: Vec<(&'static str, bool)>,
         access_log: Monitor,

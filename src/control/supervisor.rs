@@ -101,7 +101,7 @@ impl Running {
         notifier.stopping(&format!("draining for up to {} s", self.drain.as_secs()));
         // A unix socket has no SYN to drop: without its path nobody new finds it.
         self.unix_paths = listen::UnixPaths::default();
-        for core in &self.cores {
+        for core in self.cores.iter() {
             core.send(Message::Drain);
         }
         let mut waiting: Vec<bool> = vec![true; self.cores.len()];
@@ -112,7 +112,7 @@ impl Running {
             }
             Drained::Signal => tracing::warn!("second signal: the remaining sessions are reset"),
         }
-        for core in &self.cores {
+        for core in self.cores.iter() {
             core.send(Message::Abort);
         }
         if self.await_drained(&mut waiting, ABORT_WITHIN) != Drained::All {

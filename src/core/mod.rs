@@ -100,8 +100,8 @@ fn polls() -> u64 {
     CLOCKWORK.with(|core| core.polls.get())
 }
 
-/// Something was made ready for monoio outside its ring.
-fn want_turn() {
+/// Something was made ready for monoio outside its ring: whoever wakes a task calls this first.
+pub fn want_turn() {
     CLOCKWORK.with(|core| core.turn_wanted.set(true));
 }
 

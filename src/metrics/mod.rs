@@ -200,6 +200,12 @@ pub struct ListenerMetrics {
 pub struct UpstreamMetrics {
     /// One successful connection attempt.
     pub connect: LatencyHistogram,
+    /// Further servers tried after one had failed.
+    pub retries_total: u64,
+    /// Sessions that had to wait for a place on a server.
+    pub queued_total: u64,
+    /// Those that wait now.
+    pub queued: u64,
 }
 
 /// Per server.
@@ -332,6 +338,14 @@ impl CoreMetrics {
     /// The upstream's numbers.
     pub fn upstream(&mut self, id: UpstreamId) -> &mut UpstreamMetrics {
         &mut self.upstreams[usize::from(id.0)]
+    }
+
+    /// Makes room for a server that is new.
+    pub fn know_server(&mut self, id: ServerId) {
+        let wanted = usize::from(id.0) + 1;
+        if self.servers.len() < wanted {
+            self.servers.resize_with(wanted, ServerMetrics::default);
+        }
     }
 
     /// The server's numbers.

@@ -96,7 +96,16 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
             .map(|(server, name)| server_object(scrape, server, &name.address))
             .collect();
         let connect = merged(scrape, |core| &core.upstreams[index].connect);
-        let value = json!({ "connect": latency(&connect), "servers": servers });
+        let total = |pick: fn(&super::UpstreamMetrics) -> u64| {
+            sum(scrape, |core| pick(&core.upstreams[index]))
+        };
+        let value = json!({
+            "connect": latency(&connect),
+            "retries": total(|u| u.retries_total),
+            "queued": total(|u| u.queued),
+            "queued_total": total(|u| u.queued_total),
+            "servers": servers,
+        });
         (name.clone(), value)
     };
     let upstreams = scrape.names.upstreams.iter().enumerate();

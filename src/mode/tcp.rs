@@ -1,6 +1,6 @@
-//! Plain TCP: wait for a first byte if asked to, then dial the servers in turn.
+//! Plain TCP: wait for a first byte if asked to, then dial one server after the other.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::core::Signal;
@@ -15,10 +15,31 @@ use crate::units::{Address, ServerId};
 /// wait, so that it is as rare as an end by second signal allows.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// The servers that one session may try, each at most once.
+pub trait Servers {
+    /// A place on a server; given back when it is dropped.
+    type Seat: AsRef<Address>;
+
+    /// The next server. May wait for a place, for as long as the client stays.
+    fn next(
+        &mut self,
+        client: BorrowedFd<'_>,
+    ) -> impl Future<Output = Result<(ServerId, Self::Seat), NoNext>>;
+}
+
+/// Why there is no next server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoNext {
+    /// Enough were tried: what went wrong with the last one is the reason.
+    Tried,
+    /// The session ends for this reason.
+    Reason(CloseReason),
+}
+
 /// What a session needs to reach a server.
-pub struct Plan<'a> {
-    /// The servers in the order in which they are tried, each at most once.
-    pub servers: &'a mut dyn Iterator<Item = (ServerId, &'a Address)>,
+pub struct Plan<'a, S> {
+    /// Which, in the order in which they are tried.
+    pub servers: &'a mut S,
     /// Options of the upstream socket.
     pub options: &'a Options,
     /// For each attempt.
@@ -30,13 +51,15 @@ pub struct Plan<'a> {
 }
 
 /// A session that found its server.
-pub struct Connected {
+pub struct Connected<S> {
     /// The client.
     pub downstream: OwnedFd,
     /// The server.
     pub upstream: OwnedFd,
     /// Which.
     pub server: ServerId,
+    /// The place on it.
+    pub seat: S,
 }
 
 /// What happened on the way, for the metrics.
@@ -52,68 +75,74 @@ pub struct Attempts {
 
 /// Connects a client to a server, or says why not. The client's socket is closed on error: with a
 /// reset, unless the client is gone already.
-pub async fn serve(
+pub async fn serve<S: Servers>(
     downstream: OwnedFd,
-    plan: Plan<'_>,
+    plan: Plan<'_, S>,
     attempts: &mut Attempts,
-) -> Result<Connected, CloseReason> {
+) -> Result<Connected<S::Seat>, CloseReason> {
     let downstream = match plan.defer_connect {
         Some(timeout) => first_byte(downstream, timeout, plan.stop).await?,
         None => downstream,
     };
     let mut reason = CloseReason::new(Side::Upstream, Stage::Connect, Cause::Refused);
-    for (server, address) in plan.servers {
+    loop {
+        let (server, seat) = match plan.servers.next(downstream.as_fd()).await {
+            Ok(next) => next,
+            Err(NoNext::Tried) => break,
+            Err(NoNext::Reason(why)) => {
+                reason = why;
+                break;
+            }
+        };
         attempts.count += 1;
         let started_us = clock::now_us();
-        let client = downstream.as_fd();
-        match dial::connect(
-            address,
+        let dialled = dial::connect(
+            seat.as_ref(),
             plan.options,
             plan.connect_timeout,
-            client,
+            downstream.as_fd(),
             plan.stop,
-        )
-        .await
-        {
+        );
+        match dialled.await {
             Ok(upstream) => {
                 attempts.connect_us = clock::now_us() - started_us;
                 return Ok(Connected {
                     downstream,
                     upstream,
                     server,
+                    seat,
                 });
             }
-            Err(DialError::Server(cause)) => {
-                attempts.failed.push((server, cause));
-                // Running out of ports is nobody's fault but ours.
-                let side = if cause == Cause::LocalPorts {
-                    Side::Local
-                } else {
-                    Side::Upstream
-                };
-                reason = CloseReason::new(side, Stage::Connect, cause);
-            }
-            Err(DialError::Local(cause)) => {
-                attempts.failed.push((server, cause));
-                reason = CloseReason::new(Side::Local, Stage::Connect, cause);
-                break;
-            }
-            Err(DialError::Left) => {
-                return Err(CloseReason::new(
-                    Side::Downstream,
-                    Stage::Connect,
-                    Cause::Left,
-                ));
-            }
-            Err(DialError::Stopped) => {
-                reason = CloseReason::new(Side::Local, Stage::Connect, Cause::Drain);
-                break;
+            Err(error) => {
+                let (is_last, why) = failed(error);
+                reason = why;
+                if let DialError::Server(cause) | DialError::Local(cause) = error {
+                    attempts.failed.push((server, cause));
+                }
+                if is_last {
+                    break;
+                }
             }
         }
     }
-    // A client that gets FIN may take nothing for an answer: what failed must look failed.
-    socket::linger_zero(downstream.as_fd());
+    if reason.cause != Cause::Left {
+        // A client that gets FIN may take nothing for an answer: what failed must look failed.
+        socket::linger_zero(downstream.as_fd());
+    }
     Err(reason)
+}
+
+/// Whether a failed attempt ends the session, and for which reason if it was the last.
+fn failed(error: DialError) -> (bool, CloseReason) {
+    let (is_last, side, cause) = match error {
+        // Running out of ports is nobody's fault but ours.
+        DialError::Server(Cause::LocalPorts) => (false, Side::Local, Cause::LocalPorts),
+        DialError::Server(cause) => (false, Side::Upstream, cause),
+        DialError::Local(cause) => (true, Side::Local, cause),
+        DialError::Left => (true, Side::Downstream, Cause::Left),
+        DialError::Stopped => (true, Side::Local, Cause::Drain),
+    };
+    (is_last, CloseReason::new(side, Stage::Connect, cause))
 }
 
 /// Waits until the client has sent something, without reading it.

@@ -10,6 +10,9 @@
 
 mod accept;
 pub mod budget;
+pub mod queue;
+mod route;
+pub mod servers;
 mod session;
 
 use std::cell::{Cell, RefCell};
@@ -22,9 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::balance::RoundRobin;
 use crate::core::busy_poll::BusyPoll;
-use crate::core::mailbox::Receiver;
+use crate::core::mailbox::{Receiver, Sender};
 use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
 use crate::log::{Producer, RateLimit};
@@ -34,8 +36,10 @@ use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
 use crate::sys::socket::Options;
 use crate::sys::{affinity, clock, fd};
-use crate::units::{Address, CoreId, ListenerId, ServerId, UpstreamId};
+use crate::units::{CoreId, ListenerId, UpstreamId};
 use budget::FdBudget;
+use queue::{Queue, SharedQueue};
+use servers::{Group, Pool, UpstreamSettings};
 use session::SessionWatcher;
 
 /// Entries of monoio's ring: accept readiness, dials in progress, the mailbox. A pass that needs
@@ -49,10 +53,8 @@ const STACK_BYTES: usize = 512 * 1024;
 pub struct Service {
     /// Indexed by [`ListenerId`].
     pub listeners: Vec<ServiceListener>,
-    /// The servers of each upstream, indexed by [`UpstreamId`].
-    pub upstreams: Vec<Vec<ServerId>>,
-    /// Indexed by [`ServerId`].
-    pub servers: Vec<Address>,
+    /// Indexed by [`UpstreamId`].
+    pub upstreams: Vec<UpstreamSettings>,
     /// Options of upstream sockets; listeners carry theirs already.
     pub socket_options: Options,
     /// Deadlines of relayed sessions.
@@ -90,16 +92,26 @@ pub struct CoreSpec {
     pub ring: RingOptions,
     /// How many sessions the process can hold.
     pub budget: Arc<FdBudget>,
-    /// Messages from control.
+    /// The servers to begin with, indexed by [`UpstreamId`].
+    pub pools: Vec<Arc<Pool>>,
+    /// Who waits for them, indexed by [`UpstreamId`].
+    pub queues: Vec<Arc<SharedQueue>>,
+    /// Messages from control and from other cores.
     pub mailbox: Receiver<Message>,
+    /// The mailboxes of all cores, by [`CoreId`].
+    pub cores: Arc<[Sender<Message>]>,
     /// Events to control.
     pub events: Events,
     /// Where finished sessions are logged; `None` logs none.
     pub access_log: Option<Producer>,
 }
 
-/// From control to a core.
+/// To a core, from control unless it says otherwise.
 pub enum Message {
+    /// An upstream has other servers from now on.
+    Pool(UpstreamId, Arc<Pool>),
+    /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
+    PlaceFreed(UpstreamId),
     /// Begin to accept.
     Listen,
     /// Send a copy of the numbers.
@@ -243,8 +255,8 @@ struct Core {
     service: Arc<Service>,
     engine: Rc<RefCell<Engine>>,
     ledger: Rc<Ledger>,
-    /// One per upstream.
-    cursors: RefCell<Vec<RoundRobin>>,
+    /// Indexed by [`UpstreamId`].
+    groups: Vec<Rc<Group>>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -308,6 +320,25 @@ impl Ledger {
     }
 }
 
+/// One per upstream.
+fn groups(
+    core: CoreId,
+    service: &Service,
+    pools: &[Arc<Pool>],
+    queues: &[Arc<SharedQueue>],
+    cores: &Arc<[Sender<Message>]>,
+) -> Vec<Rc<Group>> {
+    let parts = service.upstreams.iter().zip(pools).zip(queues);
+    let mut groups = Vec::with_capacity(pools.len());
+    for (index, ((settings, pool), queue)) in parts.enumerate() {
+        let upstream = UpstreamId(index as u16);
+        let queue = Queue::new(upstream, core, Arc::clone(queue), Arc::clone(cores));
+        let group = Group::new(core, *settings, Rc::new(queue), pool);
+        groups.push(Rc::new(group));
+    }
+    groups
+}
+
 impl Core {
     fn start(spec: CoreSpec, ring: RelayRing, monoio_ring: i32) {
         let service = spec.service;
@@ -316,7 +347,7 @@ impl Core {
             spec.id,
             service.listeners.len(),
             service.upstreams.len(),
-            service.servers.len(),
+            spec.pools.iter().map(|pool| pool.servers.len()).sum(),
         );
         let ledger = Rc::new(Ledger {
             core: spec.id,
@@ -342,17 +373,13 @@ impl Core {
                     .send(Event::Failed(spec.id, StartError::Event(error)));
             }
         };
-        let cursors = service
-            .upstreams
-            .iter()
-            .map(|servers| RoundRobin::new(servers.len(), usize::from(spec.id.0)))
-            .collect();
+        let groups = groups(spec.id, &service, &spec.pools, &spec.queues, &spec.cores);
         let core = Rc::new(Self {
             id: spec.id,
             service,
             engine,
             ledger,
-            cursors: RefCell::new(cursors),
+            groups,
             draining,
             aborting: Signal::default(),
             pump_stats: pump.stats(),
@@ -384,6 +411,10 @@ impl Core {
         sockets: &mut Option<Vec<(ListenerId, OwnedFd)>>,
     ) {
         match message {
+            Message::Pool(upstream, pool) => self.replace_pool(upstream, &pool),
+            Message::PlaceFreed(upstream) => {
+                self.groups[usize::from(upstream.0)].queue.place_freed();
+            }
             Message::Listen => {
                 let event = match self.listen(sockets.take().unwrap_or_default()) {
                     Ok(()) => Event::Listening(self.id),
@@ -411,6 +442,20 @@ impl Core {
         }
     }
 
+    fn replace_pool(&self, upstream: UpstreamId, pool: &Pool) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        for (_, server) in &pool.servers {
+            metrics.know_server(server.id);
+        }
+        drop(metrics);
+        self.groups[usize::from(upstream.0)].replace(pool);
+    }
+
+    fn note_queued(&self, upstream: UpstreamId) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.upstream(upstream).queued_total += 1;
+    }
+
     fn listen(self: &Rc<Self>, sockets: Vec<(ListenerId, OwnedFd)>) -> io::Result<()> {
         for (id, socket) in sockets {
             accept::start(Rc::clone(self), id, socket)?;
@@ -420,6 +465,9 @@ impl Core {
 
     fn snapshot(&self) -> CoreMetrics {
         let mut metrics = self.ledger.metrics.borrow().clone();
+        for (upstream, group) in metrics.upstreams.iter_mut().zip(&self.groups) {
+            upstream.queued = group.queue.len() as u64;
+        }
         let mut engine = self.engine.borrow_mut();
         let waiting = engine.waiting();
         let blocked_sends_total = engine.blocked_sends_total();

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::route::Route;
+use super::servers::Seat;
 use super::{Core, Ledger};
 use crate::core;
 use crate::log::record::{Record, wall_clock};
@@ -28,11 +30,12 @@ pub(super) struct Opening {
 }
 
 /// What the engine keeps for a relayed session.
-#[derive(Clone, Copy, Debug)]
 pub(super) struct Relayed {
     opening: Opening,
     server: ServerId,
     connected_us: u64,
+    /// Given back when the session is over.
+    _seat: Seat,
 }
 
 /// Serves one accepted connection until its sockets belong to the engine.
@@ -49,12 +52,7 @@ pub(super) async fn run(
     let mut opening = ledger.open(listener, settings.upstream, downstream, accepted_us);
     core::take_in_hand(opening.sequence);
     panic_if_told_to(opening.sequence);
-    let upstream = usize::from(settings.upstream.0);
-    let order = core.cursors.borrow_mut()[upstream].pick();
-    let mut servers = order.map(|index| {
-        let id = service.upstreams[upstream][index];
-        (id, &service.servers[usize::from(id.0)])
-    });
+    let mut servers = Route::new(&core, settings.upstream, downstream);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,
@@ -72,11 +70,13 @@ pub(super) async fn run(
             downstream,
             upstream,
             server,
+            seat,
         }) => {
             let record = Relayed {
                 opening,
                 server,
                 connected_us: now_us,
+                _seat: seat,
             };
             let mut engine = core.engine.borrow_mut();
             engine.start(now_us, downstream, upstream, record);
@@ -122,9 +122,11 @@ impl Ledger {
         &self,
         upstream: UpstreamId,
         attempts: &Attempts,
-        connected: Option<&Connected>,
+        connected: Option<&Connected<Seat>>,
     ) {
         let mut metrics = self.metrics.borrow_mut();
+        let retries = u64::from(attempts.count.saturating_sub(1));
+        metrics.upstream(upstream).retries_total += retries;
         for &(server, cause) in &attempts.failed {
             *metrics
                 .server(server)
@@ -242,6 +244,7 @@ impl Watcher for SessionWatcher {
             opening,
             server,
             connected_us,
+            _seat,
         } = record;
         self.ledger.metrics.borrow_mut().server(server).active -= 1;
         self.ledger

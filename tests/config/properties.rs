@@ -9,12 +9,22 @@ use corelay::config;
 use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
     Accept, AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat,
-    LogLevel, Mover, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream, Workers,
+    LogLevel, Mover, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
+    UpstreamPolicy, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
 
 use super::{cases, load, repository, uncomment};
+
+const BALANCES: [Balance; 6] = [
+    Balance::RoundRobin,
+    Balance::LeastConnections,
+    Balance::RandomTwoChoices,
+    Balance::SourceHash,
+    Balance::Maglev,
+    Balance::FirstAvailable,
+];
 
 fn a_duration() -> impl Strategy<Value = Duration> {
     prop_oneof![
@@ -175,12 +185,24 @@ fn a_config() -> impl Strategy<Value = Config> {
                                 port,
                             },
                         };
-                        Server { address }
+                        Server {
+                            address,
+                            weight: backlog as u16 % 256 + 1,
+                            backup: place > 0 && backlog % 2 == 0,
+                            max_connections: (backlog % 3 == 0).then_some(backlog),
+                        }
                     });
                 let servers = servers.collect();
                 config.upstreams.push(Upstream {
                     name,
-                    balance: Balance::RoundRobin,
+                    policy: UpstreamPolicy {
+                        balance: BALANCES[backlog as usize % BALANCES.len()],
+                        retries: backlog as u16 % 101,
+                        queue: Queue {
+                            max: backlog,
+                            timeout: Duration::from_millis(backlog.into()),
+                        },
+                    },
                     servers,
                 });
             }

@@ -24,6 +24,7 @@
 
 mod accepting;
 mod backpressure;
+mod balancing;
 mod closing;
 mod data;
 mod dialling;

@@ -7,8 +7,8 @@ use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Balance, Buffers, Config, Listener, Log, Relay, Server, ServerAddress,
-    TcpOptions, Timeouts, Upstream, Workers,
+    Accept, Admin, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
+    Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
@@ -43,13 +43,16 @@ pub(super) struct ListenerDraft {
 pub(super) struct UpstreamDraft {
     pub(super) name: String,
     pub(super) place: Place,
-    pub(super) balance: Balance,
+    pub(super) policy: UpstreamPolicy,
     pub(super) servers: Vec<ServerDraft>,
 }
 
 pub(super) struct ServerDraft {
     pub(super) address: Option<ServerAddress>,
     pub(super) place: Place,
+    pub(super) weight: u16,
+    pub(super) backup: bool,
+    pub(super) max_connections: Option<u32>,
 }
 
 impl Default for Draft {
@@ -75,6 +78,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_binds(report, draft);
     check_admin(report, draft);
     check_servers(report, draft);
+    check_weights(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
 }
@@ -209,10 +213,35 @@ fn check_servers(report: &mut Report<'_>, draft: &Draft) {
                 report.add(
                     server.place.clone(),
                     problem,
-                    "name each server once; weights are not supported yet",
+                    "name each server once, and give it a weight for a larger share",
                 );
             }
         }
+    }
+}
+
+/// An upstream must be able to serve somebody, and its backups must have somebody to stand in for.
+fn check_weights(report: &mut Report<'_>, draft: &Draft) {
+    for upstream in &draft.upstreams {
+        let serves = |backup: bool| {
+            let mut servers = upstream.servers.iter();
+            servers.any(|server| server.weight > 0 && server.backup == backup)
+        };
+        if upstream.servers.is_empty() || serves(false) {
+            continue;
+        }
+        let (problem, remedy) = if serves(true) {
+            (
+                "every server that takes sessions is a backup",
+                "set backup to false for those that serve first",
+            )
+        } else {
+            (
+                "every server has weight 0: no session could be served",
+                "give at least one server a weight from 1 to 256",
+            )
+        };
+        report.add(upstream.place.clone(), problem, remedy);
     }
 }
 
@@ -274,12 +303,15 @@ impl Draft {
                 .iter()
                 .map(|server| Server {
                     address: server.address.clone().expect(whole),
+                    weight: server.weight,
+                    backup: server.backup,
+                    max_connections: server.max_connections,
                 })
                 .collect()
         };
         let upstreams = self.upstreams.iter().map(|upstream| Upstream {
             name: upstream.name.clone(),
-            balance: upstream.balance,
+            policy: upstream.policy,
             servers: servers(&upstream.servers),
         });
         Config {

@@ -6,20 +6,25 @@
 //! [`Config`].
 
 mod cross;
+mod listeners;
 mod settings;
+mod upstreams;
 
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use upstreams::BALANCES;
 
 use super::address;
 use super::limits::{
-    BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, SERVERS_MAX,
-    TIMEOUT, UNIX_MODE_MAX,
+    DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, DEFAULT_UPSTREAM, DEFAULT_WEIGHT,
+    LISTENERS_MAX,
 };
-use super::model::{Balance, Config, ServerAddress};
+use super::model::{Config, ServerAddress};
 use super::raw::{Node, Value};
-use super::read::{Cursor, Finding, Place, Report, Section};
+use super::read::{Cursor, Finding, Place, Report};
 use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
+use listeners::{LISTENER_KEYS, listeners};
+use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
 const ROOT_KEYS: [&str; 9] = [
     "workers",
@@ -32,22 +37,12 @@ const ROOT_KEYS: [&str; 9] = [
     "admin",
     "log",
 ];
-const LISTENER_KEYS: [&str; 6] = [
-    "bind",
-    "upstream",
-    "backlog",
-    "unix_mode",
-    "defer_connect",
-    "accept",
-];
-const UPSTREAM_KEYS: [&str; 2] = ["balance", "servers"];
-const SERVER_KEYS: [&str; 2] = ["address", "weight"];
 const ADMIN_KEYS: [&str; 1] = ["bind"];
 const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 12] = [
+    let sections: [(&str, &[&str]); 13] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -57,6 +52,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("listeners.NAME.", &LISTENER_KEYS),
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
+        ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("admin.", &ADMIN_KEYS),
         ("log.", &settings::LOG_KEYS),
@@ -107,7 +103,13 @@ pub(super) fn validate_relay(
     for server in to {
         let place = argument("--to");
         let address = parse_server(&mut report, &place, server);
-        servers.push(ServerDraft { address, place });
+        servers.push(ServerDraft {
+            address,
+            place,
+            weight: DEFAULT_WEIGHT,
+            backup: false,
+            max_connections: None,
+        });
     }
     if to.is_empty() {
         report.add(argument("--to"), "there is no server", "add --to HOST:PORT");
@@ -127,7 +129,7 @@ pub(super) fn validate_relay(
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
         place: argument("--to"),
-        balance: Balance::RoundRobin,
+        policy: DEFAULT_UPSTREAM,
         servers,
     };
     let draft = Draft {
@@ -237,7 +239,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
         draft.upstreams.push(UpstreamDraft {
             name: upstream,
             place: forward_place,
-            balance: Balance::RoundRobin,
+            policy: DEFAULT_UPSTREAM,
             servers,
         });
     }
@@ -253,181 +255,6 @@ fn within(report: &mut Report<'_>, at: &Cursor<'_>, count: usize, most: usize, w
         );
     }
     count <= most
-}
-
-fn listeners(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ListenerDraft> {
-    let Some(named) = report.named(at) else {
-        return Vec::new();
-    };
-    if named.is_empty() {
-        report.add(
-            at.place(),
-            "there is no listener",
-            "add one, like `edge: { bind: 0.0.0.0:9000, upstream: app }`",
-        );
-    }
-    if !within(report, at, named.len(), LISTENERS_MAX, "listeners") {
-        return Vec::new();
-    }
-    named
-        .iter()
-        .filter_map(|(name, at)| listener(report, name, at))
-        .collect()
-}
-
-fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<ListenerDraft> {
-    let section = report.section(at, &LISTENER_KEYS)?;
-    let bind_at = section.require(report, "bind", "bind: 0.0.0.0:9000");
-    let bind = bind_at.and_then(|at| {
-        let text = report.text(at)?;
-        parse_bind(report, &at.place(), &text)
-    });
-    let upstream_at = section.require(report, "upstream", "upstream: app");
-    let upstream = upstream_at.and_then(|at| report.text(at));
-    let backlog = section
-        .get("backlog")
-        .and_then(|at| report.number(at, &BACKLOG));
-    let backlog = backlog.map_or(DEFAULT_BACKLOG, |length| {
-        u32::try_from(length).expect("within BACKLOG")
-    });
-    let unix_mode = section
-        .get("unix_mode")
-        .and_then(|at| unix_mode(report, at))
-        .unwrap_or(DEFAULT_UNIX_MODE);
-    let defer_connect = section
-        .get("defer_connect")
-        .and_then(|at| report.duration_or_off(at, &TIMEOUT))
-        .flatten();
-    let accept = section
-        .get("accept")
-        .and_then(|at| settings::accept(report, at))
-        .unwrap_or(DEFAULT_ACCEPT);
-    Some(ListenerDraft {
-        name: name.to_owned(),
-        bind,
-        bind_place: bind_at.map_or_else(|| at.place(), Cursor::place),
-        upstream,
-        upstream_place: upstream_at.map_or_else(|| at.place(), Cursor::place),
-        backlog,
-        unix_mode,
-        defer_connect,
-        accept,
-    })
-}
-
-/// Octal, with the leading zero that says so: YAML itself would read 660 as a decimal number.
-fn unix_mode(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<u32> {
-    let text = report.text(at)?;
-    let octal = text.starts_with('0') && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    match u32::from_str_radix(&text, 8) {
-        Ok(mode) if octal && mode <= UNIX_MODE_MAX => Some(mode),
-        _ => {
-            let problem = format!("`{}` is not an octal mode from 0 to 0777", shorten(&text));
-            report.add(
-                at.place(),
-                problem,
-                "write permission bits with a leading 0 and in quotes, like \"0660\"",
-            );
-            None
-        }
-    }
-}
-
-fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<UpstreamDraft> {
-    let Some(named) = report.named(at) else {
-        return Vec::new();
-    };
-    if named.is_empty() {
-        report.add(
-            at.place(),
-            "there is no upstream",
-            "add one, like `app: { servers: [127.0.0.1:9090] }`",
-        );
-    }
-    if !within(report, at, named.len(), LISTENERS_MAX, "upstreams") {
-        return Vec::new();
-    }
-    let mut drafts = Vec::with_capacity(named.len());
-    for (name, at) in &named {
-        // An upstream with an error inside still exists: references to it do not dangle.
-        let section = report.section(at, &UPSTREAM_KEYS);
-        let balance = section
-            .as_ref()
-            .and_then(|section| balance(report, section))
-            .unwrap_or(Balance::RoundRobin);
-        let servers_at = section
-            .as_ref()
-            .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
-        let servers = servers_at.map_or_else(Vec::new, |at| servers(report, at));
-        drafts.push(UpstreamDraft {
-            name: (*name).to_owned(),
-            place: at.place(),
-            balance,
-            servers,
-        });
-    }
-    let count: usize = drafts.iter().map(|upstream| upstream.servers.len()).sum();
-    within(report, at, count, SERVERS_MAX, "servers");
-    drafts
-}
-
-fn balance(report: &mut Report<'_>, section: &Section<'_>) -> Option<Balance> {
-    report.choice(
-        section.get("balance")?,
-        &[("round_robin", Balance::RoundRobin)],
-    )
-}
-
-fn servers(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ServerDraft> {
-    let Some(items) = report.list(at) else {
-        return Vec::new();
-    };
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "there is no server",
-            "add one, like [127.0.0.1:9090]",
-        );
-    }
-    items.iter().map(|item| server(report, item)).collect()
-}
-
-/// The short form, an address, or the long form with `address` and `weight`.
-fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
-    let mut address_at = Some(at.clone());
-    if matches!(at.node.value, Value::Map(_)) {
-        let section = report.section(at, &SERVER_KEYS);
-        address_at = section.as_ref().and_then(|section| {
-            section
-                .require(report, "address", "address: 127.0.0.1:9090")
-                .cloned()
-        });
-        if let Some(at) = section.as_ref().and_then(|section| section.get("weight")) {
-            weight(report, at);
-        }
-    }
-    let address = address_at.as_ref().and_then(|at| {
-        let text = report.text(at)?;
-        parse_server(report, &at.place(), &text)
-    });
-    ServerDraft {
-        address,
-        place: address_at.unwrap_or_else(|| at.clone()).place(),
-    }
-}
-
-/// Accepted so that files may say it; anything but 1 would be a promise that is not kept.
-fn weight(report: &mut Report<'_>, at: &Cursor<'_>) {
-    if let Some(text) = report.text(at)
-        && text != "1"
-    {
-        let problem = format!("weight `{}` is not supported yet", shorten(&text));
-        report.add(
-            at.place(),
-            problem,
-            "write 1 or remove it; every server gets the same share",
-        );
-    }
 }
 
 fn admin(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<(super::model::Admin, Place)> {

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use super::super::*;
-use super::{BUCKETS, render};
+use super::page::BUCKETS;
+use super::render;
+use crate::metrics::*;
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 
@@ -311,7 +312,7 @@ fn bucket_texts_are_their_bounds() {
 #[test]
 fn the_documentation_lists_exactly_these_families() {
     let (_, parsed) = page();
-    let document = include_str!("../../docs/metrics.md");
+    let document = include_str!("../../../docs/metrics.md");
     let documented: HashSet<String> = document
         .lines()
         .filter_map(|line| line.strip_prefix("| `corelay_"))

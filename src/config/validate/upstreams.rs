@@ -1,0 +1,160 @@
+//! The upstreams of the full form, and their servers.
+
+use super::cross::{ServerDraft, UpstreamDraft};
+use super::{parse_server, within};
+use crate::config::limits::{
+    DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
+    SERVERS_MAX, TIMEOUT, WEIGHT,
+};
+use crate::config::model::{Balance, Queue, UpstreamPolicy};
+use crate::config::raw::Value;
+use crate::config::read::{Cursor, Report, Section};
+
+pub(super) const UPSTREAM_KEYS: [&str; 4] = ["balance", "retries", "queue", "servers"];
+pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
+pub(super) const QUEUE_KEYS: [&str; 2] = ["max", "timeout"];
+
+/// The words of `balance`.
+pub(in crate::config) const BALANCES: [(&str, Balance); 6] = [
+    ("round_robin", Balance::RoundRobin),
+    ("least_connections", Balance::LeastConnections),
+    ("random_two_choices", Balance::RandomTwoChoices),
+    ("source_hash", Balance::SourceHash),
+    ("maglev", Balance::Maglev),
+    ("first_available", Balance::FirstAvailable),
+];
+
+pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<UpstreamDraft> {
+    let Some(named) = report.named(at) else {
+        return Vec::new();
+    };
+    if named.is_empty() {
+        report.add(
+            at.place(),
+            "there is no upstream",
+            "add one, like `app: { servers: [127.0.0.1:9090] }`",
+        );
+    }
+    if !within(report, at, named.len(), LISTENERS_MAX, "upstreams") {
+        return Vec::new();
+    }
+    let mut drafts = Vec::with_capacity(named.len());
+    for (name, at) in &named {
+        // An upstream with an error inside still exists: references to it do not dangle.
+        let section = report.section(at, &UPSTREAM_KEYS);
+        let policy = section
+            .as_ref()
+            .map_or(DEFAULT_UPSTREAM, |section| policy(report, section));
+        let servers_at = section
+            .as_ref()
+            .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
+        let servers = servers_at.map_or_else(Vec::new, |at| servers(report, at));
+        drafts.push(UpstreamDraft {
+            name: (*name).to_owned(),
+            place: at.place(),
+            policy,
+            servers,
+        });
+    }
+    let count: usize = drafts.iter().map(|upstream| upstream.servers.len()).sum();
+    within(report, at, count, SERVERS_MAX, "servers");
+    drafts
+}
+
+fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
+    let balance = section
+        .get("balance")
+        .and_then(|at| report.choice(at, &BALANCES))
+        .unwrap_or(DEFAULT_UPSTREAM.balance);
+    let retries = section
+        .get("retries")
+        .and_then(|at| report.number(at, &RETRIES))
+        .map_or(DEFAULT_UPSTREAM.retries, |retries| {
+            u16::try_from(retries).expect("within RETRIES")
+        });
+    let queue = section
+        .get("queue")
+        .and_then(|at| queue(report, at))
+        .unwrap_or(DEFAULT_UPSTREAM.queue);
+    UpstreamPolicy {
+        balance,
+        retries,
+        queue,
+    }
+}
+
+/// `off`, or a section.
+fn queue(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Queue> {
+    if report.is_off(at) {
+        return Some(DEFAULT_UPSTREAM.queue);
+    }
+    let section = report.section(at, &QUEUE_KEYS)?;
+    let max_at = section.require(report, "max", "max: 100");
+    let max = max_at.and_then(|at| report.number(at, &QUEUE_MAX));
+    let timeout = section
+        .get("timeout")
+        .and_then(|at| report.duration(at, &TIMEOUT))
+        .unwrap_or(DEFAULT_UPSTREAM.queue.timeout);
+    Some(Queue {
+        max: u32::try_from(max?).expect("within QUEUE_MAX"),
+        timeout,
+    })
+}
+
+pub(super) fn servers(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ServerDraft> {
+    let Some(items) = report.list(at) else {
+        return Vec::new();
+    };
+    if items.is_empty() {
+        report.add(
+            at.place(),
+            "there is no server",
+            "add one, like [127.0.0.1:9090]",
+        );
+    }
+    items.iter().map(|item| server(report, item)).collect()
+}
+
+/// The short form, an address, or the long form.
+fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
+    let section = match at.node.value {
+        Value::Map(_) => report.section(at, &SERVER_KEYS),
+        _ => None,
+    };
+    let address_at = match (&section, &at.node.value) {
+        (Some(section), _) => section
+            .require(report, "address", "address: 127.0.0.1:9090")
+            .cloned(),
+        (None, Value::Map(_)) => None,
+        (None, _) => Some(at.clone()),
+    };
+    let address = address_at.as_ref().and_then(|at| {
+        let text = report.text(at)?;
+        parse_server(report, &at.place(), &text)
+    });
+    let mut draft = ServerDraft {
+        address,
+        place: address_at.unwrap_or_else(|| at.clone()).place(),
+        weight: DEFAULT_WEIGHT,
+        backup: false,
+        max_connections: None,
+    };
+    let Some(section) = section else {
+        return draft;
+    };
+    if let Some(weight) = section
+        .get("weight")
+        .and_then(|at| report.number(at, &WEIGHT))
+    {
+        draft.weight = u16::try_from(weight).expect("within WEIGHT");
+    }
+    if let Some(backup) = section.get("backup").and_then(|at| report.boolean(at)) {
+        draft.backup = backup;
+    }
+    draft.max_connections = section
+        .get("max_connections")
+        .and_then(|at| report.number_or_off(at, &MAX_CONNECTIONS))
+        .flatten()
+        .map(|most| u32::try_from(most).expect("within MAX_CONNECTIONS"));
+    draft
+}

@@ -1,0 +1,137 @@
+//! One session's way through the servers of its upstream: choose, wait for a place if all are full,
+//! choose again after a failure.
+
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::servers::{Group, NoSeat, Seat};
+use super::{Core, queue};
+use crate::balance::hash_address;
+use crate::core::{self, Either};
+use crate::mode::tcp::{NoNext, Servers};
+use crate::outcome::{Cause, CloseReason, Side, Stage};
+use crate::sys::clock;
+use crate::sys::socket::{self, Peer};
+use crate::units::{ServerId, UpstreamId};
+
+/// How often a session that waits for a place looks whether its client is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// See the head of this file.
+pub(super) struct Route<'a> {
+    core: &'a Core,
+    group: Rc<Group>,
+    /// What the balancer may go by.
+    hash: u64,
+    tried: Vec<ServerId>,
+}
+
+impl<'a> Route<'a> {
+    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Option<SocketAddr>) -> Self {
+        Self {
+            core,
+            group: Rc::clone(&core.groups[usize::from(upstream.0)]),
+            // Clients of a unix socket are one host.
+            hash: client.map_or(0, hash_address),
+            tried: Vec::new(),
+        }
+    }
+
+    fn seat(&mut self) -> Result<(ServerId, Seat), NoSeat> {
+        let now_us = clock::now_us();
+        let seat = self.group.seat(now_us, self.hash, &mut self.tried)?;
+        let server = seat.server();
+        self.tried.push(server);
+        Ok((server, seat))
+    }
+
+    fn no_server(&self) -> NoNext {
+        if self.tried.is_empty() {
+            NoNext::Reason(local(Cause::NoServer))
+        } else {
+            NoNext::Tried
+        }
+    }
+
+    /// Every server is full: waits in the queue, if there is one.
+    async fn wait(&mut self, client: BorrowedFd<'_>) -> Result<(ServerId, Seat), NoNext> {
+        let group = Rc::clone(&self.group);
+        let is_first = !group.queue.has_waiters();
+        let Some(ticket) = group.queue.enter(group.settings.queue_max) else {
+            return Err(NoNext::Reason(local(Cause::ServersFull)));
+        };
+        self.core.note_queued(group.upstream());
+        let deadline_us = clock::now_us() + micros(group.settings.queue_timeout);
+        let mut looks = is_first;
+        loop {
+            if looks {
+                match self.seat() {
+                    Ok(found) => {
+                        ticket.served();
+                        return Ok(found);
+                    }
+                    Err(NoSeat::NoServer) => return Err(self.no_server()),
+                    // Somebody was faster.
+                    Err(NoSeat::Full) if ticket.is_called() => {
+                        ticket.wait_again();
+                        continue;
+                    }
+                    Err(NoSeat::Full) => {}
+                }
+            }
+            looks = self.called(&ticket, deadline_us).await;
+            if !looks && let Some(reason) = self.given_up(client, deadline_us) {
+                return Err(NoNext::Reason(reason));
+            }
+        }
+    }
+
+    /// Waits for the call, for a while. A stop is noticed in between: see [`Route::given_up`].
+    async fn called(&self, ticket: &queue::Ticket, deadline_us: u64) -> bool {
+        let left = Duration::from_micros(deadline_us.saturating_sub(clock::now_us()));
+        let mut nap = pin!(core::sleep(left.min(LOOK_EVERY)));
+        let mut called = pin!(ticket.called());
+        core::first(called.as_mut(), nap.as_mut()).await == Either::First(())
+    }
+
+    fn given_up(&self, client: BorrowedFd<'_>, deadline_us: u64) -> Option<CloseReason> {
+        if self.core.aborting.is_set() {
+            return Some(local(Cause::Drain));
+        }
+        if matches!(socket::peek(client), Peer::Closed | Peer::Reset) {
+            let reason = CloseReason::new(Side::Downstream, Stage::Connect, Cause::Left);
+            return Some(reason);
+        }
+        (clock::now_us() >= deadline_us).then(|| local(Cause::QueueTimeout))
+    }
+}
+
+impl Servers for Route<'_> {
+    type Seat = Seat;
+
+    async fn next(&mut self, client: BorrowedFd<'_>) -> Result<(ServerId, Seat), NoNext> {
+        if self.tried.len() > usize::from(self.group.settings.retries) {
+            return Err(NoNext::Tried);
+        }
+        // Whoever waits was here first.
+        if !self.group.queue.has_waiters() {
+            match self.seat() {
+                Ok(found) => return Ok(found),
+                Err(NoSeat::NoServer) => return Err(self.no_server()),
+                Err(NoSeat::Full) => {}
+            }
+        }
+        self.wait(client).await
+    }
+}
+
+fn local(cause: Cause) -> CloseReason {
+    CloseReason::new(Side::Local, Stage::Connect, cause)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4)
+}

@@ -1,0 +1,249 @@
+//! The servers of the upstreams: what all cores share of them, and one core's way to a place on one.
+//!
+//! ```text
+//!   control ──Pool (immutable, replaced as a whole)──> mailbox ──> Group: balancer, queue
+//!                                                                     │ next()
+//!   session ──────────────────────────────────────────────────────────┘──> Seat ──drop──> place free
+//! ```
+//!
+//! A server without a limit costs a connection two plain stores to a cell of its core's own. A limit
+//! costs one locked instruction at each end, and holds exactly over all cores.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::queue::Queue;
+use crate::balance::{Algorithm, Balancer, Candidate, Options};
+use crate::policy::limit::SharedLimit;
+use crate::units::{Address, CoreId, ServerId, UpstreamId};
+
+/// One core's connections to one server; written by that core alone.
+#[derive(Default)]
+#[repr(align(128))]
+struct LoadCell(AtomicU32);
+
+/// What all cores share of one server, for as long as anyone holds a connection to it.
+pub struct SharedServer {
+    /// Which.
+    pub id: ServerId,
+    /// Whose.
+    pub upstream: UpstreamId,
+    /// Where.
+    pub address: Address,
+    /// Connections at a time, over all cores; exact.
+    limit: Option<SharedLimit>,
+    /// By core.
+    loads: Box<[LoadCell]>,
+}
+
+impl SharedServer {
+    /// A server that nobody is connected to.
+    pub fn new(
+        id: ServerId,
+        upstream: UpstreamId,
+        address: Address,
+        max_connections: Option<u32>,
+        cores: usize,
+    ) -> Self {
+        Self {
+            id,
+            upstream,
+            address,
+            limit: max_connections.map(SharedLimit::new),
+            loads: (0..cores).map(|_| LoadCell::default()).collect(),
+        }
+    }
+
+    /// Connections over all cores; those that begin or end at this moment may be missing.
+    pub fn load(&self) -> u32 {
+        let cells = self.loads.iter();
+        cells.map(|cell| cell.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// An upstream's servers as of now, in the order of the configuration.
+pub struct Pool {
+    /// What the balancer goes by, and the server itself.
+    pub servers: Vec<(Candidate, Arc<SharedServer>)>,
+}
+
+impl Pool {
+    fn candidates(&self) -> Vec<Candidate> {
+        let servers = self.servers.iter();
+        servers.map(|(candidate, _)| candidate.clone()).collect()
+    }
+}
+
+/// What does not change of an upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamSettings {
+    /// How a server is chosen.
+    pub algorithm: Algorithm,
+    /// Where random draws begin; each core goes on from it in its own way.
+    pub seed: u64,
+    /// There are too many cores to add up the connections of every server.
+    pub sample: bool,
+    /// Further servers after the first.
+    pub retries: u16,
+    /// Sessions that may wait for a place, over all cores.
+    pub queue_max: u32,
+    /// How long each may.
+    pub queue_timeout: Duration,
+}
+
+/// A server as one core sees it. Seats hold it by a plain count, which other cores never touch.
+struct Here {
+    server: Arc<SharedServer>,
+    core: CoreId,
+    queue: Rc<Queue>,
+}
+
+impl Here {
+    fn try_take(&self) -> bool {
+        if let Some(limit) = &self.server.limit
+            && !limit.try_acquire()
+        {
+            return false;
+        }
+        self.count(1);
+        true
+    }
+
+    /// This core alone writes the cell.
+    fn count(&self, by: i32) {
+        let cell = &self.server.loads[usize::from(self.core.0)].0;
+        let count = cell.load(Ordering::Relaxed).wrapping_add_signed(by);
+        cell.store(count, Ordering::Relaxed);
+    }
+}
+
+/// A place on a server, from before the connection attempt until the session is over.
+pub(super) struct Seat(Rc<Here>);
+
+impl Seat {
+    pub(super) fn server(&self) -> ServerId {
+        self.0.server.id
+    }
+}
+
+impl AsRef<Address> for Seat {
+    fn as_ref(&self) -> &Address {
+        &self.0.server.address
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.count(-1);
+        if let Some(limit) = &self.0.server.limit {
+            limit.release();
+            self.0.queue.place_freed();
+        }
+    }
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSeat {
+    /// No server is left to try.
+    NoServer,
+    /// Those that are left are full.
+    Full,
+}
+
+/// One upstream on one core.
+pub(super) struct Group {
+    core: CoreId,
+    pub(super) settings: UpstreamSettings,
+    pub(super) queue: Rc<Queue>,
+    balancer: RefCell<Balancer>,
+    /// Of the present pool.
+    servers: RefCell<HashMap<ServerId, Rc<Here>>>,
+}
+
+impl Group {
+    /// With the pool that the process starts with.
+    pub(super) fn new(
+        core: CoreId,
+        settings: UpstreamSettings,
+        queue: Rc<Queue>,
+        pool: &Pool,
+    ) -> Self {
+        let options = Options {
+            algorithm: settings.algorithm,
+            offset: usize::from(core.0),
+            seed: settings.seed,
+            sample: settings.sample,
+        };
+        let balancer = Balancer::new(options, &pool.candidates());
+        let group = Self {
+            core,
+            settings,
+            queue,
+            balancer: RefCell::new(balancer),
+            servers: RefCell::default(),
+        };
+        group.index(pool);
+        group
+    }
+
+    /// Goes on with other servers. Sessions keep their seats on those that are gone.
+    pub(super) fn replace(&self, pool: &Pool) {
+        self.balancer.borrow_mut().replace(&pool.candidates());
+        self.index(pool);
+        self.queue.call_all();
+    }
+
+    fn index(&self, pool: &Pool) {
+        let mut servers = self.servers.borrow_mut();
+        let known = std::mem::take(&mut *servers);
+        for (_, server) in &pool.servers {
+            let here = known.get(&server.id).cloned().unwrap_or_else(|| {
+                Rc::new(Here {
+                    server: Arc::clone(server),
+                    core: self.core,
+                    queue: Rc::clone(&self.queue),
+                })
+            });
+            servers.insert(server.id, here);
+        }
+    }
+
+    pub(super) fn upstream(&self) -> UpstreamId {
+        self.queue.upstream()
+    }
+
+    /// A place on the server whose turn it is, those in `tried` left out.
+    pub(super) fn seat(
+        &self,
+        now_us: u64,
+        hash: u64,
+        tried: &mut Vec<ServerId>,
+    ) -> Result<Seat, NoSeat> {
+        let servers = self.servers.borrow();
+        let mut balancer = self.balancer.borrow_mut();
+        let count = tried.len();
+        let result = loop {
+            let load = |id: ServerId| servers.get(&id).map_or(0, |here| here.server.load());
+            let Some(id) = balancer.pick(now_us, hash, tried, load) else {
+                let is_full = tried.len() > count;
+                break Err(if is_full {
+                    NoSeat::Full
+                } else {
+                    NoSeat::NoServer
+                });
+            };
+            let here = &servers[&id];
+            if here.try_take() {
+                break Ok(Seat(Rc::clone(here)));
+            }
+            tried.push(id);
+        };
+        tried.truncate(count);
+        result
+    }
+}
