@@ -15,6 +15,7 @@
 //! * [`report`]: what comes of a load, as JSON, as text, and several of them merged.
 //! * [`hlog`]: HdrHistogram's interval logs, read as reports and written.
 //! * [`signals`]: to processes that a test started.
+//! * [`units`]: sizes and rates as they are typed.
 
 #[cfg(feature = "cli")]
 pub mod compare;
@@ -31,3 +32,4 @@ pub mod progress;
 pub mod report;
 pub mod servers;
 pub mod signals;
+pub mod units;

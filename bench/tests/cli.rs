@@ -250,6 +250,42 @@ fn a_server_of_the_command_line_serves_and_a_load_that_gets_nothing_fails() {
     assert!(table.contains("connect: connection refused"), "{table}");
 }
 
+#[test]
+fn sizes_take_units_and_so_do_the_servers() {
+    // The source ends each stream after its bytes: only if both say 64 KiB, the stream is whole.
+    let child = bench(&["serve", "source", "--bytes", "64KiB"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let mut line = String::new();
+    BufReader::new(child.0.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let source = line.strip_prefix("server listening on ").unwrap().trim();
+    let down = ["bulk", "--direction", "down", "--verify", "--to", source];
+    let report = json_of(&[&down[..], &["--bytes", "64KiB", "--connections", "2"]].concat());
+    assert_eq!((report.operations, report.bytes_received), (2, 2 * 65_536));
+
+    let echo = Server::echo().start().unwrap();
+    let to = echo.endpoint().to_string();
+    for load in ["rr", "crr"] {
+        let report = json_of(&[load, "--to", &to, "--size", "2KiB", "--duration", "100ms"]);
+        assert_eq!(report.bytes_sent, report.operations * 2048, "{load}");
+    }
+    let answers = Server::answers().start().unwrap();
+    let to = answers.endpoint().to_string();
+    let short = ["answers", "--to", &to, "--duration", "100ms"];
+    let report = json_of(&[&short[..], &["--bytes", "1KiB", "--spread", "1k"]].concat());
+    assert_eq!(report.options["bytes"], 1024);
+    assert_eq!(report.options["spread_bytes"], 1024);
+}
+
+fn json_of(arguments: &[&str]) -> Report {
+    let json = succeed(&[arguments, &["--json", "-"]].concat());
+    Report::from_json(&json).unwrap()
+}
+
 fn ended(mut command: Command) -> Output {
     command.output().unwrap()
 }

@@ -11,6 +11,7 @@ use corelay_bench::endpoint::Endpoint;
 use corelay_bench::hlog;
 use corelay_bench::load::{Control, Report, answers, bulk, crr, idle, mixed, rr, slow};
 use corelay_bench::progress::Progress;
+use corelay_bench::units::{ByteRate, ByteSize};
 
 /// How often `idle` looks whether all connections stand.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -120,30 +121,30 @@ pub(crate) struct Rr {
     /// How many connections.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Bytes per message.
-    #[arg(long, default_value_t = 64)]
-    size: usize,
+    /// Bytes per message: 64, 16KiB.
+    #[arg(long, default_value_t = ByteSize(64))]
+    size: ByteSize,
     /// Open loop: so many requests per second on a fixed schedule; latency counts from it.
     #[arg(long)]
     rate: Option<f64>,
 }
 
 impl Rr {
-    fn options(&self) -> rr::Options {
-        rr::Options {
+    fn options(&self) -> Result<rr::Options> {
+        Ok(rr::Options {
             to: self.common.to.clone(),
             connections: self.connections,
             threads: self.common.threads(),
             cpus: self.common.cpus.clone(),
             duration: self.common.duration.into(),
             fail_fast: self.common.fail_fast,
-            size_bytes: self.size,
+            size_bytes: self.size.try_into()?,
             rate: self.rate,
-        }
+        })
     }
 
     pub(crate) fn run(&self, control: &Control) -> Result<()> {
-        let options = self.options();
+        let options = self.options()?;
         self.common
             .run(control, |control| rr::run(&options, control))
     }
@@ -156,9 +157,9 @@ pub(crate) struct Crr {
     /// How many connections at a time.
     #[arg(long, default_value_t = 16)]
     connections: usize,
-    /// Bytes per message.
-    #[arg(long, default_value_t = 64)]
-    size: usize,
+    /// Bytes per message: 64, 16KiB.
+    #[arg(long, default_value_t = ByteSize(64))]
+    size: ByteSize,
     /// How each connection is closed.
     #[arg(long, value_enum, default_value = "fin")]
     close: Close,
@@ -184,7 +185,7 @@ impl Crr {
             cpus: self.common.cpus.clone(),
             duration: self.common.duration.into(),
             fail_fast: self.common.fail_fast,
-            size_bytes: self.size,
+            size_bytes: self.size.try_into()?,
             close: match self.close {
                 Close::Fin => crr::Close::Fin,
                 Close::Rst => crr::Close::Rst,
@@ -203,12 +204,12 @@ pub(crate) struct Answers {
     /// How many connections, one answer each at a time.
     #[arg(long, default_value_t = answers::Options::default().connections)]
     connections: usize,
-    /// Bytes of the shortest answer.
-    #[arg(long, default_value_t = answers::Options::default().bytes)]
-    bytes: u64,
+    /// Bytes of the shortest answer: 1000, 64KiB.
+    #[arg(long, default_value_t = ByteSize(answers::Options::default().bytes))]
+    bytes: ByteSize,
     /// An answer is so many bytes longer at most; how many is drawn for each.
-    #[arg(long, default_value_t = answers::Options::default().spread_bytes)]
-    spread: u64,
+    #[arg(long, default_value_t = ByteSize(answers::Options::default().spread_bytes))]
+    spread: ByteSize,
     /// What the lengths are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -229,8 +230,8 @@ impl Answers {
             cpus: self.common.cpus.clone(),
             duration: self.common.duration.into(),
             fail_fast: self.common.fail_fast,
-            bytes: self.bytes,
-            spread_bytes: self.spread,
+            bytes: self.bytes.0,
+            spread_bytes: self.spread.0,
             seed: self.seed,
             discard: self.discard,
             rate: self.rate,
@@ -250,9 +251,9 @@ pub(crate) struct Bulk {
     /// up: to a sink; down: from a source; both: to an echo server and back, or to an endless source.
     #[arg(long, value_enum, default_value = "up")]
     direction: Direction,
-    /// Fixed work: bytes per connection and direction; the run is over when they are through.
+    /// Fixed work: bytes per connection and direction (1GiB); the run is over when they are through.
     #[arg(long)]
-    bytes: Option<u64>,
+    bytes: Option<ByteSize>,
     /// Compare every byte: up needs `serve digest`, down `serve source --bytes`, both an echo.
     #[arg(long)]
     verify: bool,
@@ -291,7 +292,7 @@ impl Bulk {
             duration: self.common.duration.into(),
             fail_fast: self.common.fail_fast,
             direction: self.direction.into(),
-            bytes: self.bytes,
+            bytes: self.bytes.map(|ByteSize(bytes)| bytes),
             verify: self.verify,
             seed: self.seed,
             discard: self.discard,
@@ -375,7 +376,7 @@ pub(crate) struct Mixed {
 impl Mixed {
     pub(crate) fn run(&self, control: &Control) -> Result<()> {
         let options = mixed::Options {
-            rr: self.requests.options(),
+            rr: self.requests.options()?,
             bulk: bulk::Options {
                 to: self.bulk_to.clone(),
                 connections: self.bulk_connections,
@@ -399,12 +400,12 @@ pub(crate) struct Slow {
     /// How many connections.
     #[arg(long, default_value_t = 100)]
     connections: usize,
-    /// What each connection reads per second, in bytes.
-    #[arg(long, default_value_t = 10_000.0)]
-    bytes_per_second: f64,
-    /// SO_RCVBUF of each connection, in bytes; by default as the kernel likes.
+    /// What each connection reads per second: 10000, 64KiB, 0.5.
+    #[arg(long, default_value_t = ByteRate(10_000.0))]
+    bytes_per_second: ByteRate,
+    /// SO_RCVBUF of each connection (64KiB); by default as the kernel likes.
     #[arg(long)]
-    receive_buffer: Option<usize>,
+    receive_buffer: Option<ByteSize>,
 }
 
 impl Slow {
@@ -416,8 +417,8 @@ impl Slow {
             cpus: self.common.cpus.clone(),
             duration: self.common.duration.into(),
             fail_fast: self.common.fail_fast,
-            bytes_per_second: self.bytes_per_second,
-            receive_buffer_bytes: self.receive_buffer,
+            bytes_per_second: self.bytes_per_second.0,
+            receive_buffer_bytes: self.receive_buffer.map(usize::try_from).transpose()?,
         };
         self.common
             .run(control, |control| slow::run(&options, control))

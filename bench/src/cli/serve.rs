@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use corelay_bench::endpoint::Endpoint;
 use corelay_bench::servers::{Behaviour, Blackhole, Fault, RefusedPort, Server};
+use corelay_bench::units::ByteSize;
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -20,9 +21,9 @@ pub(crate) struct Serve {
     #[arg(long, default_value = "server")]
     name: String,
     /// source: how much to send, 0 without end; reset-after, stall, freeze: after how many bytes;
-    /// corrupt: which byte; trickle: bytes at a time.
-    #[arg(long, default_value_t = 0)]
-    bytes: u64,
+    /// corrupt: which byte; trickle: bytes at a time. 1000, 64KiB, 1GiB.
+    #[arg(long, default_value_t = ByteSize(0))]
+    bytes: ByteSize,
     /// source: the pattern's seed; faulty: what the faults are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -98,9 +99,9 @@ impl Serve {
             Kind::Sink => Behaviour::Sink { hash: false },
             Kind::Discard => Behaviour::Discard,
             Kind::Digest => Behaviour::Digest,
-            Kind::Source if self.bytes == 0 => Behaviour::Blast,
+            Kind::Source if self.bytes.0 == 0 => Behaviour::Blast,
             Kind::Source => Behaviour::Source {
-                bytes: self.bytes,
+                bytes: self.bytes.0,
                 seed: self.seed,
             },
             Kind::Answers => Behaviour::Answers,
@@ -129,14 +130,16 @@ impl Serve {
     fn fault(&self) -> Result<Fault> {
         let interval = Duration::from(self.interval).max(Duration::from_millis(1));
         Ok(match self.kind {
-            Kind::ResetAfter => Fault::ResetAfter { bytes: self.bytes },
+            Kind::ResetAfter => Fault::ResetAfter {
+                bytes: self.bytes.0,
+            },
             Kind::HalfClose => Fault::HalfCloseEarly,
             Kind::Trickle => Fault::Trickle {
-                bytes: usize::try_from(self.bytes.max(1))?,
+                bytes: usize::try_from(self.bytes.0.max(1))?,
                 interval,
             },
             Kind::Stall => Fault::Stall {
-                after_bytes: self.bytes,
+                after_bytes: self.bytes.0,
             },
             Kind::Banner => Fault::Banner {
                 text: format!("{} ready\r\n", self.name).into_bytes(),
@@ -144,10 +147,10 @@ impl Serve {
             Kind::Close => Fault::AcceptThenClose,
             Kind::Delay => Fault::Delay { delay: interval },
             Kind::Freeze => Fault::Freeze {
-                after_bytes: self.bytes,
+                after_bytes: self.bytes.0,
                 pause: interval,
             },
-            Kind::Corrupt => Fault::Corrupt { at: self.bytes },
+            Kind::Corrupt => Fault::Corrupt { at: self.bytes.0 },
             _ => Fault::NeverRead,
         })
     }
