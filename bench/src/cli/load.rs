@@ -254,6 +254,10 @@ pub(crate) struct Bulk {
     /// Fixed work: bytes per connection and direction (1GiB); the run is over when they are through.
     #[arg(long)]
     bytes: Option<ByteSize>,
+    /// All streams together move at most so much per second and direction: 300MiB. Down, the reader
+    /// does not read faster. By default as fast as it goes.
+    #[arg(long)]
+    bytes_per_second: Option<ByteRate>,
     /// Compare every byte: up needs `serve digest`, down `serve source --bytes`, both an echo.
     #[arg(long)]
     verify: bool,
@@ -293,6 +297,7 @@ impl Bulk {
             fail_fast: self.common.fail_fast,
             direction: self.direction.into(),
             bytes: self.bytes.map(|ByteSize(bytes)| bytes),
+            bytes_per_second: self.bytes_per_second.map(|ByteRate(rate)| rate),
             verify: self.verify,
             seed: self.seed,
             discard: self.discard,
@@ -368,6 +373,9 @@ pub(crate) struct Mixed {
     /// The CPUs that the streams' threads are bound to.
     #[arg(long, value_delimiter = ',')]
     bulk_cpus: Vec<usize>,
+    /// All streams together move at most so much per second and direction; see `bulk`.
+    #[arg(long)]
+    bulk_bytes_per_second: Option<ByteRate>,
     /// Let the kernel drop what the streams receive.
     #[arg(long)]
     bulk_discard: bool,
@@ -384,6 +392,7 @@ impl Mixed {
                 cpus: self.bulk_cpus.clone(),
                 fail_fast: self.requests.common.fail_fast,
                 direction: self.bulk_direction.into(),
+                bytes_per_second: self.bulk_bytes_per_second.map(|ByteRate(rate)| rate),
                 discard: self.bulk_discard,
                 ..bulk::Options::default()
             },

@@ -55,6 +55,10 @@ pub struct Options {
     /// that are not through when the time is over count as errors ("unfinished"); one that fails
     /// begins anew.
     pub bytes: Option<u64>,
+    /// At most so many bytes per second and direction, over all connections, each of which has an
+    /// equal part. Up it is the sender that waits, down the reader: what is before it fills up and
+    /// waits for it. None: as fast as it goes.
+    pub bytes_per_second: Option<f64>,
     /// Compare every stream: `up` with the SHA-256 that a digest sink answers, `down` with the
     /// pattern of `seed`, `both` with what was sent. It costs far more than sending.
     pub verify: bool,
@@ -76,6 +80,7 @@ impl Default for Options {
             fail_fast: false,
             direction: Direction::Up,
             bytes: None,
+            bytes_per_second: None,
             verify: false,
             seed: 1,
             discard: false,
@@ -86,6 +91,12 @@ impl Default for Options {
 /// Runs the load. Connections that fail are counted and opened again; a wrong byte is an error.
 pub fn run(options: &Options, control: &Control) -> Result<Report> {
     ensure!(options.bytes != Some(0), "a stream has at least one byte");
+    ensure!(
+        options
+            .bytes_per_second
+            .is_none_or(|rate| rate.is_finite() && rate > 0.0),
+        "streams move more than 0 bytes per second"
+    );
     let plan = Plan {
         to: options.to.clone(),
         connections: options.connections,
@@ -103,6 +114,7 @@ pub fn run(options: &Options, control: &Control) -> Result<Report> {
     let report = Report::new(Kind::Bulk, &plan, outcome)
         .option("direction", options.direction.name())
         .option("bytes", options.bytes)
+        .option("bytes_per_second", options.bytes_per_second)
         .option("verify", options.verify)
         .option("discard", options.discard);
     Ok(report)

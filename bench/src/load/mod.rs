@@ -10,6 +10,7 @@ mod control;
 mod echo;
 mod engine;
 mod exchange;
+mod pace;
 mod pool;
 mod report;
 mod schedule;
@@ -21,6 +22,8 @@ mod tests;
 mod tests_answers;
 #[cfg(test)]
 mod tests_open_loop;
+#[cfg(test)]
+mod tests_paced;
 #[cfg(test)]
 mod tests_verify;
 

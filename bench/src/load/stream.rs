@@ -1,4 +1,4 @@
-//! One stream per connection, as fast as it goes: the workload of [`super::bulk`].
+//! One stream per connection, as fast as it goes or at a rate: the workload of [`super::bulk`].
 //!
 //! ```text
 //! up:    send … FIN ─> wait for the sink's FIN (verify: its digest before it)
@@ -7,6 +7,9 @@
 //! ```
 //!
 //! Without a number of bytes a stream has no end of its own: the end of the run closes it.
+//!
+//! With a rate ([`super::pace`]) a stream that has moved what it may waits for the next tick, whether or
+//! not its socket could go on.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -19,6 +22,7 @@ use socket2::Socket;
 
 use super::bulk::{Direction, Options};
 use super::engine::{self, Broken, Context, Workload};
+use super::pace::{Bucket, Pace};
 use super::pool::{Close, Pool};
 use crate::pattern::Pattern;
 use crate::servers::DIGEST_BYTES;
@@ -43,6 +47,11 @@ pub(super) struct State {
     /// What was sent, and what the sink says of it.
     check: Option<Box<Check>>,
     streams: u64,
+    /// What it may send and receive, if it has a rate.
+    up: Bucket,
+    down: Bucket,
+    /// For the next tick.
+    is_waiting: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +72,10 @@ pub(super) struct Streams {
     send_buffer: Vec<u8>,
     receive_buffer: Vec<u8>,
     unfinished: usize,
+    pace: Option<Pace>,
+    /// Streams that wait for the next tick, and when it is due.
+    waiting: Vec<usize>,
+    tick_at: Option<Instant>,
 }
 
 impl Streams {
@@ -89,6 +102,11 @@ impl Streams {
                 }
             ],
             unfinished: connections,
+            pace: options
+                .bytes_per_second
+                .map(|rate| Pace::new(rate, options.connections)),
+            waiting: Vec::new(),
+            tick_at: None,
         }
     }
 
@@ -107,18 +125,35 @@ impl Streams {
         let Some((socket, state)) = pool.open(slot) else {
             return Ok(false);
         };
+        if state.is_waiting {
+            return Ok(false);
+        }
+        let mut has_moved = true;
         for _ in 0..STEPS_PER_TURN {
             let sent = self.send(socket, state, context)?;
             let received = self.receive(socket, state, slot, context)?;
             if self.is_stream_complete(state)? {
                 return Ok(true);
             }
-            if !sent && !received {
-                return Ok(false);
+            has_moved = sent || received;
+            if !has_moved {
+                break;
             }
         }
-        pool.again(slot);
+        if state.is_waiting {
+            self.waiting.push(slot);
+        } else if has_moved {
+            pool.again(slot);
+        }
         Ok(false)
+    }
+
+    /// How much of what it could move a stream may move now.
+    fn paced(&self, could_bytes: usize, bucket: &mut Bucket, context: &Context) -> usize {
+        match &self.pace {
+            Some(pace) => could_bytes.min(bucket.available(pace, context.now)),
+            None => could_bytes,
+        }
     }
 
     /// Tells whether anything moved.
@@ -141,6 +176,11 @@ impl Streams {
             };
         }
         let chunk = usize::try_from(left).unwrap_or(usize::MAX).min(SEND_BYTES);
+        let chunk = self.paced(chunk, &mut state.up, context);
+        if chunk == 0 {
+            state.is_waiting = true;
+            return Ok(false);
+        }
         if let Some(check) = &state.check {
             check
                 .pattern
@@ -151,6 +191,7 @@ impl Streams {
                 if let Some(check) = &mut state.check {
                     check.sent.update(&self.send_buffer[..sent]);
                 }
+                state.up.take(sent);
                 state.sent += sent as u64;
                 context.tally.bytes_sent += sent as u64;
                 Ok(true)
@@ -172,12 +213,22 @@ impl Streams {
         if state.is_peer_finished || (self.direction == Direction::Up && !state.is_fin_sent) {
             return Ok(false);
         }
+        // What a sink says at the end is not part of the stream.
+        let most = match self.direction {
+            Direction::Up => RECEIVE_BYTES,
+            _ => self.paced(self.receive_buffer.len(), &mut state.down, context),
+        };
+        if most == 0 {
+            state.is_waiting = true;
+            return Ok(false);
+        }
+        let buffer = &mut self.receive_buffer[..most];
         let received = if self.is_discarded {
-            rustix::net::recv(socket, &mut self.receive_buffer[..], RecvFlags::TRUNC)
+            rustix::net::recv(socket, buffer, RecvFlags::TRUNC)
                 .map(|(_, received)| received)
                 .map_err(io::Error::from)
         } else {
-            socket.read(&mut self.receive_buffer)
+            socket.read(buffer)
         };
         let received = match received {
             Ok(0) => {
@@ -189,6 +240,7 @@ impl Streams {
             Err(error) => return Err(Broken::io("receive", &error)),
         };
         if self.direction != Direction::Up {
+            state.down.take(received);
             context.tally.bytes_received += received as u64;
         }
         if let Some(check) = &mut state.check {
@@ -323,7 +375,15 @@ impl Workload for Streams {
                 }
             }
         }
-        None
+        let pace = self.pace?;
+        if self.tick_at.is_none_or(|tick_at| context.now >= tick_at) {
+            self.tick_at = Some(context.now + pace.every);
+            for slot in self.waiting.drain(..) {
+                pool.state(slot).is_waiting = false;
+                pool.again(slot);
+            }
+        }
+        self.tick_at
     }
 
     fn is_complete(&self) -> bool {
