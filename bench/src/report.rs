@@ -1,12 +1,12 @@
-//! A report on disk and on the screen: one JSON object, a table, HdrHistogram's percentile text; and
-//! several reports made one.
+//! A report on disk: one JSON object; and several reports made one. For people: `text`.
 //!
 //! The JSON holds the whole histograms (HdrHistogram V2, compressed, base64), so what is read back
 //! is what was measured, and reports of several machines add up exactly.
 
+mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,14 +21,7 @@ use crate::load::{Kind, Rates, Report};
 
 /// What marks a file as ours; a change of meaning changes it.
 const FORMAT: &str = "corelay-bench report 1";
-/// The quantiles of every table, with their names.
-pub const QUANTILES: [(&str, f64); 4] =
-    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
-/// Lines per halving of what is left to 100 % in the percentile text.
-const TICKS_PER_HALF: u32 = 5;
-
 const NS_PER_US: f64 = 1e3;
-const NS_PER_MS: f64 = 1e6;
 
 /// The file.
 #[derive(Serialize, Deserialize)]
@@ -162,86 +155,6 @@ impl Report {
         sum.options = merge_options(options);
         Ok(sum)
     }
-
-    /// The report for a person.
-    pub fn to_table(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write_table(&mut text);
-        text
-    }
-
-    fn write_table(&self, text: &mut String) -> std::fmt::Result {
-        let elapsed = self.elapsed.as_secs_f64();
-        writeln!(
-            text,
-            "{} to {}, {elapsed:.1} s",
-            self.kind.name(),
-            self.target
-        )?;
-        let rate = self.rates.operations;
-        writeln!(text, "operations {:>14}   {rate:>14.1} /s", self.operations)?;
-        for (name, bytes, rate) in [
-            ("sent", self.bytes_sent, self.rates.bytes_sent),
-            ("received", self.bytes_received, self.rates.bytes_received),
-        ] {
-            writeln!(text, "{name:<10} {bytes:>14} B {:>14.1} MB/s", rate / 1e6)?;
-        }
-        for (kind, times) in &self.errors {
-            writeln!(text, "error      {times:>14}   {kind}")?;
-        }
-        if self.latency_ns().is_empty() {
-            return Ok(());
-        }
-        write!(text, "{:<22}", "latency, us")?;
-        for (name, _) in QUANTILES {
-            write!(text, "{name:>11}")?;
-        }
-        writeln!(text, "{:>11}", "max")?;
-        if let Some(intended_ns) = &self.intended_ns {
-            write_latency(text, "from intended time", intended_ns)?;
-        }
-        write_latency(text, "service time", &self.service_ns)?;
-        match &self.tail_ns {
-            Some(tail_ns) if !tail_ns.is_empty() => {
-                write_latency(text, "wait for the tail", tail_ns)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes HdrHistogram's percentile text, in milliseconds, of [`Report::latency_ns`].
-    pub fn write_hgrm(&self, out: &mut impl Write) -> io::Result<()> {
-        let histogram = self.latency_ns();
-        writeln!(
-            out,
-            "       Value     Percentile TotalCount 1/(1-Percentile)\n"
-        )?;
-        let mut total = 0;
-        for step in histogram.iter_quantiles(TICKS_PER_HALF) {
-            total += step.count_since_last_iteration();
-            let value_ms = step.value_iterated_to() as f64 / NS_PER_MS;
-            let quantile = step.quantile_iterated_to();
-            write!(out, "{value_ms:12.6} {quantile:14.12} {total:10}")?;
-            if quantile < 1.0 {
-                writeln!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
-            } else {
-                writeln!(out)?;
-            }
-        }
-        writeln!(
-            out,
-            "#[Mean    = {:12.3}, StdDeviation   = {:12.3}]",
-            histogram.mean() / NS_PER_MS,
-            histogram.stdev() / NS_PER_MS
-        )?;
-        writeln!(
-            out,
-            "#[Max     = {:12.3}, Total count    = {:12}]",
-            histogram.max() as f64 / NS_PER_MS,
-            histogram.len()
-        )
-    }
 }
 
 fn read_optional(latency: Option<Latency>) -> Result<Option<Histogram<u64>>> {
@@ -255,14 +168,6 @@ fn add_optional(sum: &mut Option<Histogram<u64>>, part: Option<Histogram<u64>>) 
         (None, None) => Ok(()),
         _ => bail!("one has a histogram that the other lacks"),
     }
-}
-
-fn write_latency(text: &mut String, name: &str, histogram: &Histogram<u64>) -> std::fmt::Result {
-    write!(text, "{name:<22}")?;
-    for (_, quantile) in QUANTILES {
-        write!(text, "{:>11.1}", microseconds(histogram, quantile))?;
-    }
-    writeln!(text, "{:>11.1}", histogram.max() as f64 / NS_PER_US)
 }
 
 /// Options on which all agree stay; the others become the list of what each had.
@@ -322,10 +227,10 @@ impl Latency {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn report(latencies_us: &[u64], rate: f64) -> Report {
+    pub(super) fn report(latencies_us: &[u64], rate: f64) -> Report {
         let mut service_ns = crate::load::histogram();
         for us in latencies_us {
             service_ns.record(us * 1000).unwrap();
@@ -428,36 +333,5 @@ mod tests {
         bad["service"]["histogram"] = "AAAA".into();
         assert!(Report::from_json(&bad.to_string()).is_err());
         assert!(Report::from_json("{}").is_err());
-    }
-
-    #[test]
-    fn the_percentile_text_counts_every_value_once() {
-        let report = report(&[1_000; 999], 1.0);
-        let mut text = Vec::new();
-        report.write_hgrm(&mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        let last = text.lines().rfind(|line| !line.starts_with('#')).unwrap();
-        let columns: Vec<&str> = last.split_whitespace().collect();
-        // To 3 digits: 1 ms may read as 1.000447.
-        assert!(columns[0].starts_with("1.000"), "{last}");
-        assert_eq!(columns[1..], ["1.000000000000", "999"]);
-        assert!(text.contains("Total count    =          999]"), "{text}");
-    }
-
-    #[test]
-    fn the_table_names_every_quantile_and_error() {
-        let table = report(&[100; 10], 7.0).to_table();
-        for part in [
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "max",
-            "reset",
-            "from intended time",
-            "wait for the tail",
-        ] {
-            assert!(table.contains(part), "{part} is missing:\n{table}");
-        }
     }
 }
