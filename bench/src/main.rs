@@ -15,9 +15,17 @@ use clap::{Parser, Subcommand};
 use corelay_bench::servers::RefusedPort;
 use corelay_bench::{compare, limits};
 
+/// What the codes below mean; `docs/bench.md` says the same.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0         it did what was asked for; also a load that Ctrl-C has ended, with its report
+  1         it failed, and the last line on stderr says of what
+  2         the arguments cannot be read, and nothing was begun
+  130, 143  a second Ctrl-C or SIGTERM has ended a load at once, without a report";
+
 /// Test servers and load for layer-4 proxies.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,7 +62,7 @@ enum Command {
     FreePort,
 }
 
-/// Exits with 0, with 1 and one line on stderr after a failure, with 2 for wrong arguments.
+/// See [`EXIT_CODES`]; 2 comes from the parser of the arguments.
 fn main() -> ExitCode {
     limits::raise_open_files();
     match run(Cli::parse().command) {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use corelay_bench::load::Report;
-use corelay_bench::servers::{Handle, Server};
+use corelay_bench::servers::{Fault, Handle, RefusedPort, Server};
 use corelay_bench::signals::{self, Signal};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -279,6 +279,75 @@ fn sizes_take_units_and_so_do_the_servers() {
     let report = json_of(&[&short[..], &["--bytes", "1KiB", "--spread", "1k"]].concat());
     assert_eq!(report.options["bytes"], 1024);
     assert_eq!(report.options["spread_bytes"], 1024);
+}
+
+/// The code, and the lines on stderr.
+fn code_and_errors(arguments: &[&str]) -> (Option<i32>, Vec<String>) {
+    let output = ended(bench(arguments));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    (
+        output.status.code(),
+        errors.lines().map(str::to_owned).collect(),
+    )
+}
+
+#[test]
+fn exit_codes_tell_success_failure_and_wrong_arguments() {
+    let echo = Server::echo().start().unwrap();
+    let to = echo.endpoint().to_string();
+    let served = code_and_errors(&["rr", "--to", &to, "--duration", "50ms"]);
+    assert_eq!(served, (Some(0), Vec::new()));
+
+    let refused = RefusedPort::new().unwrap();
+    let gone = refused.address().to_string();
+    for failing in [
+        &["rr", "--to", &gone, "--duration", "50ms"][..],
+        &["rr", "--to", &gone, "--duration", "50ms", "--fail-fast"],
+        &["rr", "--to", &to, "--rate", "0"],
+        &["merge", "/nonexistent/report.json"],
+        &["serve", "echo", "--listen", &to],
+        &["compare", "--only", "nonsense"],
+    ] {
+        let (code, errors) = code_and_errors(failing);
+        assert_eq!(code, Some(1), "{failing:?}: {errors:?}");
+        assert_eq!(errors.len(), 1, "{failing:?}: {errors:?}");
+        assert!(errors[0].starts_with("corelay-bench: "), "{errors:?}");
+    }
+    for unreadable in [
+        &["rr"][..],
+        &["rr", "--to", "nowhere"],
+        &["bulk", "--to", &to, "--bytes", "16KB"],
+        &["no-such-command"],
+    ] {
+        let (code, errors) = code_and_errors(unreadable);
+        assert_eq!(code, Some(2), "{unreadable:?}: {errors:?}");
+    }
+    let help = succeed(&["--help"]);
+    for code in ["0", "1", "2", "130, 143"] {
+        let line = format!("\n  {code:<8}  ");
+        assert!(help.contains(&line), "no {code} in {help}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_load_at_once_with_its_own_code() {
+    // What it never answers is waited for after the first signal.
+    let silent = Server::faulty(Fault::NeverRead).start().unwrap();
+    let to = silent.endpoint().to_string();
+    let child = bench(&["rr", "--to", &to, "--duration", "10min"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    wait_until("the load runs", || silent.stats().accepted > 0);
+    let mut status = None;
+    wait_until("it ends", || {
+        // More than two: those that come before the first was seen to are one.
+        signals::send(child.0.id(), Signal::INT).unwrap();
+        status = child.0.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(130));
 }
 
 fn json_of(arguments: &[&str]) -> Report {
