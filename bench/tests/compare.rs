@@ -112,6 +112,8 @@ fn corelay_and_the_control_are_measured_without_errors() {
     // Each with its latency, that of mixed, of the requests, and of tails, of the last bytes.
     let latencies = printed.matches("| latency, us").count();
     assert_eq!(latencies, 6, "{printed}");
+    let tails = printed.matches("| wait for the tail, us").count();
+    assert_eq!(tails, 1, "{printed}");
 
     let json = std::fs::read_to_string(folder.path().join("results.json")).unwrap();
     let record: Value = serde_json::from_str(&json).unwrap();

@@ -105,6 +105,8 @@ pub(super) struct Sample {
     pub(super) resident_bytes: u64,
     /// From the intended start in an open loop, otherwise from the real one.
     pub(super) latency: Option<Latency>,
+    /// What the ends of long answers waited for; only of the scenario `tails`.
+    pub(super) tail: Option<Latency>,
     /// Anonymous memory per idle connection, in bytes; only of the scenario `idle`.
     pub(super) idle_anonymous_bytes: Option<f64>,
     /// Private memory per idle connection, in bytes; only of the scenario `idle`.
@@ -135,6 +137,7 @@ impl Sample {
             io_workers: 0,
             resident_bytes: 0,
             latency: None,
+            tail: None,
             idle_anonymous_bytes: None,
             idle_private_bytes: None,
             errors: BTreeMap::new(),
@@ -194,6 +197,18 @@ impl Sample {
         Some(self.latency?.p99_us)
     }
 
+    pub(super) fn tail_p50(&self) -> Option<f64> {
+        Some(self.tail?.p50_us)
+    }
+
+    pub(super) fn tail_p90(&self) -> Option<f64> {
+        Some(self.tail?.p90_us)
+    }
+
+    pub(super) fn tail_p99(&self) -> Option<f64> {
+        Some(self.tail?.p99_us)
+    }
+
     pub(super) fn idle_anonymous(&self) -> Option<f64> {
         self.idle_anonymous_bytes
     }
@@ -212,6 +227,8 @@ pub(super) struct Results {
     pub(super) samples: Vec<Sample>,
     /// In nanoseconds, by scenario and proxy.
     pub(super) latency_ns: BTreeMap<(&'static str, String), Histogram<u64>>,
+    /// The same of the waits for the tail.
+    pub(super) tail_ns: BTreeMap<(&'static str, String), Histogram<u64>>,
 }
 
 impl Results {
@@ -265,6 +282,11 @@ impl Results {
         peer: &str,
     ) -> Option<Latency> {
         Latency::of(self.latency_ns.get(&(scenario, peer.to_owned()))?)
+    }
+
+    /// The same of the waits for the tail.
+    pub(super) fn tail_of_all_rounds(&self, scenario: &'static str, peer: &str) -> Option<Latency> {
+        Latency::of(self.tail_ns.get(&(scenario, peer.to_owned()))?)
     }
 
     /// What other processes took of one CPU while loads ran, in percent: the machine was not quiet.

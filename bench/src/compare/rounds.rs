@@ -179,6 +179,11 @@ pub(super) fn run(
             results.samples.push(sample);
             if let Some(report) = report {
                 let key = (scenario.name, contestant.name.clone());
+                if let Some(tail_ns) = &report.tail_ns {
+                    let sum = results.tail_ns.entry(key.clone());
+                    let sum = sum.or_insert_with(histogram);
+                    sum.add(tail_ns).context("adding waits for the tail")?;
+                }
                 let sum = results.latency_ns.entry(key).or_insert_with(histogram);
                 sum.add(latency_of(&report)).context("adding latencies")?;
             }
@@ -293,6 +298,7 @@ impl Sample {
         self.operations = report.operations;
         self.bytes = report.bytes_sent + report.bytes_received;
         self.latency = Latency::of(latency_of(report));
+        self.tail = report.tail_ns.as_ref().and_then(Latency::of);
         self.errors = report.errors.clone();
     }
 }

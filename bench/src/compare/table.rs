@@ -74,10 +74,12 @@ pub(super) fn scenario(results: &Results, scenario: &Scenario) -> String {
     } else {
         text.push_str(&work(results, scenario).render());
         let peers = results.peers(scenario.name);
-        let has_latency = |peer: &&str| results.summary(scenario.name, peer, Sample::p50).is_some();
-        if scenario.has_latency() && peers.iter().any(has_latency) {
-            text.push('\n');
-            text.push_str(&latency(results, scenario.name).render());
+        for wait in [&LATENCY, &TAIL] {
+            let has = |peer: &&str| results.summary(scenario.name, peer, wait.p50).is_some();
+            if scenario.has_latency() && peers.iter().any(has) {
+                text.push('\n');
+                text.push_str(&waits(results, scenario.name, wait).render());
+            }
         }
     }
     text.push_str(&errors(results, scenario.name));
@@ -139,9 +141,34 @@ fn switches(results: &Results, name: &str, peer: &str) -> String {
     )
 }
 
-fn latency(results: &Results, name: &'static str) -> Table {
+/// What was waited for: a table of its own each.
+struct Wait {
+    label: &'static str,
+    p50: Metric,
+    p90: Metric,
+    p99: Metric,
+    of_all_rounds: fn(&Results, &'static str, &str) -> Option<Latency>,
+}
+
+const LATENCY: Wait = Wait {
+    label: "latency, us",
+    p50: Sample::p50,
+    p90: Sample::p90,
+    p99: Sample::p99,
+    of_all_rounds: Results::latency_of_all_rounds,
+};
+
+const TAIL: Wait = Wait {
+    label: "wait for the tail, us",
+    p50: Sample::tail_p50,
+    p90: Sample::tail_p90,
+    p99: Sample::tail_p99,
+    of_all_rounds: Results::tail_of_all_rounds,
+};
+
+fn waits(results: &Results, name: &'static str, wait: &Wait) -> Table {
     let mut table = Table::new(&[
-        "latency, us",
+        wait.label,
         "p50 (min-max)",
         "p50 / corelay",
         "p90",
@@ -154,15 +181,15 @@ fn latency(results: &Results, name: &'static str) -> Table {
         let summary = |metric: Metric| results.summary(name, peer, metric);
         let ratio = |metric: Metric| results.ratio(name, peer, CORELAY, metric);
         // A short round has too few operations for these: here all rounds are one.
-        let all = results.latency_of_all_rounds(name, peer);
+        let all = (wait.of_all_rounds)(results, name, peer);
         let tail = |us: fn(Latency) -> f64| all.map_or(NOTHING.into(), |all| figure(us(all)));
         table.row(vec![
             marked(results, name, peer),
-            spread(summary(Sample::p50)),
-            median(ratio(Sample::p50)),
-            median(summary(Sample::p90)),
-            spread(summary(Sample::p99)),
-            median(ratio(Sample::p99)),
+            spread(summary(wait.p50)),
+            median(ratio(wait.p50)),
+            median(summary(wait.p90)),
+            spread(summary(wait.p99)),
+            median(ratio(wait.p99)),
             tail(|all| all.p999_us),
             tail(|all| all.max_us),
         ]);
@@ -313,6 +340,46 @@ mod tests {
             .map(figure)
             .to_vec();
         assert_eq!(texts, ["0", "0.071", "1.23", "12.3", "123", "56979"]);
+    }
+
+    #[test]
+    fn the_wait_for_the_tail_has_a_table_of_its_own() {
+        let waited = |us: f64| Latency {
+            p50_us: us,
+            p90_us: us * 2.0,
+            p99_us: us * 3.0,
+            p999_us: us * 4.0,
+            max_us: us * 5.0,
+        };
+        let mut results = Results::default();
+        for (peer, us) in [("corelay", 10.0), ("nginx", 25.0)] {
+            let mut one = sample("tails", peer, 1, 1.0);
+            one.latency = Some(waited(us * 100.0));
+            one.tail = Some(waited(us));
+            results.samples.push(one);
+            let mut all_ns = crate::load::histogram();
+            all_ns.record((us * 7e3) as u64).unwrap();
+            results.tail_ns.insert(("tails", peer.to_owned()), all_ns);
+        }
+        let text = scenario(&results, by_name("tails").unwrap());
+        let (_, table) = text.split_once("| wait for the tail, us").unwrap();
+        let nginx = table
+            .lines()
+            .find(|line| line.starts_with("| nginx"))
+            .unwrap();
+        let cells: Vec<&str> = nginx.split('|').map(str::trim).collect();
+        let expected = [
+            "25.0 (25.0-25.0)",
+            "2.50",
+            "50.0",
+            "75.0 (75.0-75.0)",
+            "2.50",
+        ];
+        assert_eq!(cells[2..7], expected, "{text}");
+        assert!(cells[7].starts_with("175"), "{text}");
+        results.samples.iter_mut().for_each(|one| one.tail = None);
+        let text = scenario(&results, by_name("tails").unwrap());
+        assert!(!text.contains("wait for the tail"), "{text}");
     }
 
     #[test]
