@@ -25,6 +25,8 @@ pub struct Options {
 /// streams; errors are named after the part that they belong to.
 pub fn run(options: &Options, control: &Control) -> Result<Report> {
     let bulk_control = control.beside();
+    // The control may have seen other runs: their bytes are not these streams'.
+    let before = control.snapshot();
     let bulk_options = bulk::Options {
         // Long enough to be ended by the requests' end.
         duration: options.rr.duration + BULK_DEADLINE * 4,
@@ -36,7 +38,7 @@ pub fn run(options: &Options, control: &Control) -> Result<Report> {
         let deadline = Instant::now() + BULK_DEADLINE;
         let has_begun = || {
             let seen = control.snapshot();
-            seen.bytes_sent + seen.bytes_received > 0
+            seen.bytes_sent + seen.bytes_received > before.bytes_sent + before.bytes_received
         };
         while !has_begun() && !streams.is_finished() && Instant::now() < deadline {
             std::thread::sleep(LOOK_EVERY);

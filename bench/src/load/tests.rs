@@ -196,6 +196,29 @@ fn requests_beside_streams_report_both() {
 }
 
 #[test]
+fn requests_wait_for_their_own_streams_whatever_the_control_has_seen() {
+    let echo = Server::echo().start().unwrap();
+    let late = Server::faulty(Fault::Trickle {
+        bytes: 1000,
+        interval: Duration::from_millis(300),
+    });
+    let late = late.start().unwrap();
+    let control = Control::new();
+    rr::run(&rr_to(&echo), &control).unwrap();
+    let before = echo.stats().accepted;
+    let options = mixed::Options {
+        rr: rr_to(&echo),
+        bulk: bulk_to(&late, Direction::Down),
+    };
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| mixed::run(&options, &control));
+        wait_until("the requests begin", || echo.stats().accepted > before);
+        assert!(late.stats().bytes_out > 0, "before the streams");
+        run.join().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn nobody_there_is_an_error_of_its_kind() {
     let gone = crate::servers::RefusedPort::new().unwrap();
     let options = crr::Options {
