@@ -111,7 +111,7 @@ fn corelay_and_the_control_are_measured_without_errors() {
     assert!(printed.contains("| CPU per request"), "{printed}");
     // Each with its latency, that of mixed, of the requests, and of tails, of the last bytes.
     let latencies = printed.matches("| latency, us").count();
-    assert_eq!(latencies, 6, "{printed}");
+    assert_eq!(latencies, 7, "{printed}");
     let tails = printed.matches("| wait for the tail, us").count();
     assert_eq!(tails, 1, "{printed}");
 
@@ -119,8 +119,14 @@ fn corelay_and_the_control_are_measured_without_errors() {
     let record: Value = serde_json::from_str(&json).unwrap();
     let samples = record["samples"].as_array().unwrap();
     // Two rounds of two contestants, but for idle, where the control has no proxy.
-    assert_eq!(samples.len(), 7 * 2 * 2 + 2, "{json}");
+    assert_eq!(samples.len(), 8 * 2 * 2 + 2, "{json}");
+    let paced = record["bulk_bytes_per_second"].as_f64().unwrap();
+    assert!(readme_of(folder.path()).contains("The paced streams were held to"));
     for sample in samples {
+        if sample["scenario"] == "mixed-paced" {
+            let most = paced * sample["elapsed_seconds"].as_f64().unwrap();
+            assert!(sample["bytes"].as_f64().unwrap() <= most, "{sample}");
+        }
         assert_eq!(sample["errors"], serde_json::json!({}), "{sample}");
         assert_eq!(sample["io_workers"], 0, "{sample}");
         let scenario = sample["scenario"].as_str().unwrap();
@@ -142,13 +148,17 @@ fn corelay_and_the_control_are_measured_without_errors() {
             "{sample}"
         );
     }
-    assert_eq!(record["bars"].as_array().unwrap().len(), 23, "{json}");
+    assert_eq!(record["bars"].as_array().unwrap().len(), 24, "{json}");
     assert!(folder.path().join("cpu.svg").exists());
-    let readme = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
+    let readme = readme_of(folder.path());
     assert!(readme.contains("access: off"), "{readme}");
     let home = folder.path().display().to_string();
     assert!(!readme.contains(&format!("{home}/.")), "{readme}");
     nothing_is_left(folder.path());
+}
+
+fn readme_of(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("README.md")).unwrap()
 }
 
 #[test]

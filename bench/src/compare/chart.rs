@@ -16,7 +16,7 @@ use crate::plot::{FONT, LABEL_PX, TITLE_PX, WIDTH_PX, draw_percentiles, failed, 
 /// Scenarios whose CPU time is drawn.
 const BARS: [&str; 6] = ["bulk-1", "bulk-4", "rr-8", "rr-64", "crr-fin", "crr-rst"];
 /// Scenarios whose latency is drawn.
-const CURVES: [&str; 4] = ["rr-1", "rr-64", "mixed", "open"];
+const CURVES: [&str; 5] = ["rr-1", "rr-64", "mixed", "mixed-paced", "open"];
 /// Colour of Corelay's bars.
 const OWN: RGBColor = RGBColor(200, 60, 40);
 /// Colour of all others.

@@ -9,15 +9,16 @@
 use anyhow::{Context, Result};
 
 use super::peers::{CORELAY, Installed};
-use super::results::{Results, Sample};
+use super::results::{BYTES_PER_GB, Results, Sample};
 use super::rounds::{self, Contestant, Effort, Place};
 use super::run_directory::PeerRecord;
 use super::scenarios::{self, CORELAY_ALL_CPUS, Contest, Scenario};
 use super::{integrity, table};
 
-/// The open loop runs at this part of what the slowest proxy can do.
-const OPEN_PART: f64 = 0.5;
-/// Rounds that find the rate of the open loop, if `rr-64` did not run anyway.
+/// What runs at a rate, the open loop and paced streams, runs at this part of what the slowest proxy
+/// can do.
+const CAPACITY_PART: f64 = 0.5;
+/// Rounds that find that rate, if the scenario that finds it did not run anyway.
 const CAPACITY_ROUNDS: usize = 1;
 /// What each proxy must be able to carry at a time: far more than any load but `idle` opens.
 const CONNECTIONS: usize = 1000;
@@ -30,7 +31,7 @@ pub(super) struct Comparison<'a> {
     pub(super) absent: Vec<String>,
     place: Place<'a>,
     all_cpus: &'a [usize],
-    /// With the rate of the open loop, once it is known.
+    /// With the rates of the open loop and of the paced streams, once they are known.
     pub(super) effort: Effort,
     pub(super) results: Results,
     pub(super) peers: Vec<PeerRecord>,
@@ -70,9 +71,7 @@ impl<'a> Comparison<'a> {
         let mut contestants = self.start_all()?;
         integrity::check(&contestants, &place)?;
         for scenario in of(Contest::SideBySide) {
-            if scenario.name == scenarios::OPEN {
-                self.find_open_rate(&mut contestants)?;
-            }
+            self.find_rate(scenario, &mut contestants)?;
             self.rounds(scenario, &mut contestants)?;
         }
         // One at a time means that the others are gone.
@@ -137,14 +136,27 @@ impl<'a> Comparison<'a> {
         ));
     }
 
-    /// Half of what the slowest proxy does on as many connections, at the median.
-    fn find_open_rate(&mut self, contestants: &mut [Contestant]) -> Result<()> {
-        if self.effort.rate.is_some() {
-            return Ok(());
+    /// For a scenario that runs at a rate: finds it, unless it was given.
+    fn find_rate(&mut self, scenario: &Scenario, contestants: &mut [Contestant]) -> Result<()> {
+        match scenario.name {
+            scenarios::OPEN if self.effort.rate.is_none() => {
+                let rate = self.part_of_the_slowest(scenarios::OPEN_CAPACITY, contestants)?;
+                self.effort.rate = Some(rate);
+            }
+            scenarios::MIXED_PACED if self.effort.bulk_bytes_per_second.is_none() => {
+                let rate = self.part_of_the_slowest(scenarios::MIXED_CAPACITY, contestants)?;
+                self.effort.bulk_bytes_per_second = Some(rate * BYTES_PER_GB);
+            }
+            _ => {}
         }
+        Ok(())
+    }
+
+    /// Half of what the slowest proxy does in a scenario, at the median, in its unit per second.
+    fn part_of_the_slowest(&self, capacity: &str, contestants: &mut [Contestant]) -> Result<f64> {
         let mut found = Results::default();
-        if self.results.peers(scenarios::CAPACITY).is_empty() {
-            let scenario = scenarios::by_name(scenarios::CAPACITY).context("no such scenario")?;
+        if self.results.peers(capacity).is_empty() {
+            let scenario = scenarios::by_name(capacity).context("no such scenario")?;
             let effort = Effort {
                 rounds: CAPACITY_ROUNDS,
                 ..self.effort
@@ -158,14 +170,13 @@ impl<'a> Comparison<'a> {
         };
         let proxies = self.installed.iter().filter(|one| !one.is_direct());
         let rates = proxies.filter_map(|one| {
-            let summary = results.summary(scenarios::CAPACITY, one.peer.name, Sample::rate)?;
+            let summary = results.summary(capacity, one.peer.name, Sample::rate)?;
             Some(summary.median)
         });
         let slowest = rates
             .min_by(f64::total_cmp)
             .context("no proxy has a rate")?;
-        self.effort.rate = Some(slowest * OPEN_PART);
-        Ok(())
+        Ok(slowest * CAPACITY_PART)
     }
 
     /// Corelay on one CPU and on all; the load shares one with it.

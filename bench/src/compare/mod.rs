@@ -40,6 +40,7 @@ use signal_hook::iterator::Signals;
 
 use crate::limits;
 use crate::load::Control;
+use crate::units::ByteRate;
 use comparison::Comparison;
 use machine::{CongestionControl, Machine};
 use peers::{CORELAY, Installed, Places};
@@ -56,7 +57,7 @@ pub struct Arguments {
     /// Seconds of load per proxy and round.
     #[arg(long, default_value_t = 0.3)]
     seconds: f64,
-    /// Scenarios, or groups of them (bulk, rr, crr, workers); absent = all but bulk-up.
+    /// Scenarios, or groups of them (bulk, rr, crr, mixed, workers); absent = all but bulk-up.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Proxies; absent = all but the variants. direct and corelay always take part.
@@ -78,6 +79,10 @@ pub struct Arguments {
     /// Requests per second of the open loop; absent = half of what the slowest proxy can do.
     #[arg(long)]
     rate: Option<f64>,
+    /// What the streams of mixed-paced move per second, all together: 300MiB; absent = half of what the
+    /// slowest proxy moves in mixed.
+    #[arg(long)]
+    bulk_bytes_per_second: Option<ByteRate>,
     /// MiB that each proxy must carry unharmed each way before it is measured.
     #[arg(long, default_value_t = 128)]
     integrity_mib: u64,
@@ -120,6 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds,
         duration,
         rate: arguments.rate,
+        bulk_bytes_per_second: arguments.bulk_bytes_per_second.map(|ByteRate(rate)| rate),
         idle_connections: arguments.idle_connections,
         descriptors: limits::raise_open_files(),
     };
@@ -150,6 +156,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         integrity_bytes: arguments.integrity_bytes(),
         foreign_percent: comparison.results.foreign_percent(),
         open_rate: comparison.effort.rate,
+        bulk_bytes_per_second: comparison.effort.bulk_bytes_per_second,
         peers: comparison.peers,
         absent: comparison.absent,
         bars,

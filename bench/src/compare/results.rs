@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::statistics::Summary;
 
 /// Bytes of a gigabyte, as in CPU seconds per GB.
-const BYTES_PER_GB: f64 = 1e9;
+pub(super) const BYTES_PER_GB: f64 = 1e9;
 
 /// What CPU time is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -81,6 +81,7 @@ pub(super) struct Sample {
     /// From 1; the round that warms up is not kept.
     pub(super) round: usize,
     pub(super) unit: Unit,
+    /// Of the work that the unit counts: beside bulk streams, requests last less long than these.
     pub(super) elapsed_seconds: f64,
     /// Requests or connections; in bulk, streams.
     pub(super) operations: u64,

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::configure::{Route, Setup};
 use super::peers::Installed;
 use super::process::{self, Plan, Proxy};
-use super::results::{Latency, Results, Sample};
+use super::results::{Latency, Results, Sample, Unit};
 use super::scenarios::{Drive, Scenario, Targets};
 use super::usage::{Footprint, SystemTime, Usage, UserMemory};
 use crate::endpoint::Endpoint;
@@ -139,6 +139,8 @@ pub(super) struct Effort {
     pub(super) duration: Duration,
     /// Requests per second of the open loop.
     pub(super) rate: Option<f64>,
+    /// What the paced streams move together.
+    pub(super) bulk_bytes_per_second: Option<f64>,
     /// Connections of the scenario that holds them.
     pub(super) idle_connections: usize,
     /// The limit of descriptors of this process, which the proxies inherit.
@@ -167,6 +169,7 @@ pub(super) fn run(
                 cpus: place.load_cpus,
                 duration,
                 rate: effort.rate,
+                bulk_bytes_per_second: effort.bulk_bytes_per_second,
                 control: place.control,
             };
             // The proxies' CPU may have been idle until now: a host takes such a CPU away.
@@ -294,9 +297,13 @@ impl Sample {
     }
 
     fn report(&mut self, report: &Report) {
-        self.elapsed_seconds = report.elapsed.as_secs_f64();
         self.operations = report.operations;
         self.bytes = report.bytes_sent + report.bytes_received;
+        let bytes_per_second = report.rates.bytes_sent + report.rates.bytes_received;
+        self.elapsed_seconds = match self.unit {
+            Unit::Gigabyte if bytes_per_second > 0.0 => self.bytes as f64 / bytes_per_second,
+            _ => report.elapsed.as_secs_f64(),
+        };
         self.latency = Latency::of(latency_of(report));
         self.tail = report.tail_ns.as_ref().and_then(Latency::of);
         self.errors = report.errors.clone();

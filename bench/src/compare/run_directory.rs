@@ -38,6 +38,8 @@ pub(super) struct Record {
     pub(super) foreign_percent: f64,
     /// Requests per second of the open loop, if it ran.
     pub(super) open_rate: Option<f64>,
+    /// What the paced streams were held to, all together, if they ran.
+    pub(super) bulk_bytes_per_second: Option<f64>,
     pub(super) peers: Vec<PeerRecord>,
     pub(super) absent: Vec<String>,
     pub(super) bars: Vec<Outcome>,
@@ -199,6 +201,13 @@ fn readme(record: &Record, tables: &str, plots: &[String]) -> String {
     );
     if let Some(rate) = record.open_rate {
         let _ = writeln!(text, "The open loop sent {rate:.0} requests per second.");
+    }
+    if let Some(rate) = record.bulk_bytes_per_second {
+        let _ = writeln!(
+            text,
+            "The paced streams were held to {:.0} MB per second together.",
+            rate / 1e6
+        );
     }
     text.push_str("\nEvery round: [results.json](results.json).\n\n");
     for plot in plots {

@@ -51,6 +51,7 @@ enum Load {
         direction: Direction,
     },
     Mixed,
+    MixedPaced,
     Tails,
     Open,
     /// Held, not measured by work.
@@ -94,7 +95,7 @@ const fn up(streams: usize) -> Load {
     }
 }
 
-/// All of them, in the order in which they run: the open loop needs what `rr-64` finds.
+/// All of them, in the order in which they run: what runs at a rate comes after what finds it.
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "bulk-1",
@@ -163,6 +164,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         Load::Mixed,
     ),
     scenario(
+        "mixed-paced",
+        "as mixed, all at the same bytes per second: half of what the slowest proxy moves in mixed",
+        Unit::Gigabyte,
+        Load::MixedPaced,
+    ),
+    scenario(
         "tails",
         "answers of 20 to 21 MiB on 4 connections that stay open; latency is that of the last byte",
         Unit::Gigabyte,
@@ -204,10 +211,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// The scenario that finds the rate of [`OPEN`].
-pub(super) const CAPACITY: &str = "rr-64";
+/// The scenarios that find the rates of [`OPEN`] and [`MIXED_PACED`].
+pub(super) const OPEN_CAPACITY: &str = "rr-64";
+pub(super) const MIXED_CAPACITY: &str = "mixed";
 /// The open loop.
 pub(super) const OPEN: &str = "open";
+/// Requests beside streams that are held to a rate.
+pub(super) const MIXED_PACED: &str = "mixed-paced";
 
 /// The scenario of this name.
 pub(super) fn by_name(name: &str) -> Option<&'static Scenario> {
@@ -259,6 +269,8 @@ pub(super) struct Drive<'a> {
     pub(super) duration: Duration,
     /// Requests per second of the open loop.
     pub(super) rate: Option<f64>,
+    /// What the paced streams move together.
+    pub(super) bulk_bytes_per_second: Option<f64>,
     pub(super) control: &'a Control,
 }
 
@@ -298,11 +310,12 @@ impl Scenario {
             Load::Bulk { streams, direction } => {
                 bulk::run(&bulk_options(drive, streams, direction), drive.control)
             }
-            Load::Mixed => {
-                let options = mixed::Options {
-                    rr: rr_options(drive, MIXED_CONNECTIONS),
-                    bulk: bulk_options(drive, MIXED_STREAMS, Direction::Down),
-                };
+            Load::Mixed => mixed::run(&mixed_options(drive), drive.control),
+            Load::MixedPaced => {
+                let rate = drive.bulk_bytes_per_second;
+                let mut options = mixed_options(drive);
+                options.bulk.bytes_per_second =
+                    Some(rate.context("the rate of the paced streams is not known")?);
                 mixed::run(&options, drive.control)
             }
             Load::Tails => answers::run(&tails_options(drive), drive.control),
@@ -319,6 +332,13 @@ fn rr_options(drive: &Drive<'_>, connections: usize) -> rr::Options {
         duration: drive.duration,
         size_bytes: MESSAGE_BYTES,
         ..rr::Options::default()
+    }
+}
+
+fn mixed_options(drive: &Drive<'_>) -> mixed::Options {
+    mixed::Options {
+        rr: rr_options(drive, MIXED_CONNECTIONS),
+        bulk: bulk_options(drive, MIXED_STREAMS, Direction::Down),
     }
 }
 
@@ -370,12 +390,14 @@ mod tests {
         assert_eq!(names(&["workers"]), ["workers-rr-64", "workers-bulk-4"]);
         assert!(selected(&["r".to_owned()]).is_err());
         assert!(!names(&[]).contains(&"bulk-up-1"));
-        assert!(names(&[]).contains(&"mixed"));
+        assert_eq!(names(&["mixed"]), ["mixed", "mixed-paced"]);
+        assert!(names(&[]).contains(&"mixed-paced"));
     }
 
     #[test]
-    fn the_capacity_is_known_before_the_open_loop() {
+    fn what_finds_a_rate_runs_before_what_runs_at_it() {
         let place = |name| SCENARIOS.iter().position(|one| one.name == name).unwrap();
-        assert!(place(CAPACITY) < place(OPEN));
+        assert!(place(OPEN_CAPACITY) < place(OPEN));
+        assert!(place(MIXED_CAPACITY) < place(MIXED_PACED));
     }
 }
