@@ -22,9 +22,11 @@
 //!   [`Algorithm::FirstAvailable`] ignore it: the former would move clients twice, the latter has no
 //!   weights.
 //!
-//! [`Split`] chooses one of several upstreams before all this.
+//! [`Split`] chooses one of several upstreams before all this. Which servers are available is judged in
+//! [`health`].
 
 mod hash;
+pub mod health;
 mod least_connections;
 mod maglev;
 mod pool;
