@@ -11,6 +11,7 @@ pub mod limits;
 pub mod lock;
 pub mod pages;
 pub mod pipe;
+pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod socket;
