@@ -9,6 +9,7 @@
 
 pub mod admin;
 mod fds;
+pub mod health;
 pub mod listen;
 pub mod notify;
 pub mod panic;

@@ -43,6 +43,9 @@ impl ServerFault {
             | Cause::IdleTimeout
             | Cause::HalfCloseTimeout
             | Cause::MaxAge
+            | Cause::NoServer
+            | Cause::ServersFull
+            | Cause::QueueTimeout
             | Cause::Drain => None,
         }
     }
