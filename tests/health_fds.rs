@@ -23,6 +23,18 @@ fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Processor time of this process, in hundredths of a second.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(')').expect("a name in parentheses").1;
+    let ticks = |index: usize| -> u64 {
+        let field = fields.split_whitespace().nth(index);
+        field.expect("proc(5)").parse().unwrap()
+    };
+    // utime and stime, the 14th and 15th of all.
+    ticks(11) + ticks(12)
+}
+
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
@@ -113,6 +125,11 @@ fn descriptors_are_given_back_and_their_lack_is_nobodys_failure() {
             checker.set(targets.clone());
         }
     }
+    checker.set(Vec::new());
+    wait_until("idle", || checker.stats().in_flight == 0);
+    let before = cpu_ticks();
+    thread::sleep(Duration::from_millis(500));
+    assert!(cpu_ticks() - before < 20, "with nothing to do it turns");
     drop(checker);
     wait_until("every descriptor is closed", || open_fds() == base);
 

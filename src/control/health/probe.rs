@@ -157,8 +157,9 @@ impl Probe {
             match self.socket.send_with_flags(rest, libc::MSG_NOSIGNAL) {
                 Ok(bytes) => self.sent += bytes,
                 Err(error) if is_nothing(&error) => break,
-                // A server may answer without listening to all of it: what it said is to be read.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                // A server may answer without listening to all of it: what it said is to be read. If it
+                // said nothing, the read finds the end.
+                Err(error) if is_reset(&error) => {
                     self.sent = self.request.len();
                 }
                 Err(error) => return Err(error),
@@ -262,6 +263,14 @@ fn is_nothing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// The other side is gone.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
     )
 }
 

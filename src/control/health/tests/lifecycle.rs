@@ -128,10 +128,9 @@ fn thousands_of_servers_are_checked_by_one_thread() {
 #[test]
 fn a_server_that_leaves_the_list_has_its_check_given_up() {
     let (listener, address) = silent();
-    let (checker, results) = start(
-        Options::default(),
-        vec![target(0, &address, spec(expecting(b"", b"220 ")))],
-    );
+    let mut patient = spec(expecting(b"", b"220 "));
+    patient.timeout_us = HOUR_US;
+    let (checker, results) = start(Options::default(), vec![target(0, &address, patient)]);
     let (mut stream, _) = listener.accept().unwrap();
     let (_other, next) = silent();
     checker.set(vec![target(1, &next, spec(CheckKind::Tcp))]);
