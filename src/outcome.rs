@@ -58,6 +58,8 @@ pub enum Cause {
     ServersFull,
     /// Every server had its `max_connections` for the whole `queue.timeout`.
     QueueTimeout,
+    /// The server's checks found it down, and `on_down` ends its sessions.
+    ServerDown,
     /// No file descriptor or kernel memory left (EMFILE, ENFILE, ENOMEM, ENOBUFS).
     LocalResources,
     /// The client sent nothing within `defer_connect`.
@@ -104,7 +106,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 19] = [
+    pub const ALL: [Cause; 20] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -117,6 +119,7 @@ impl Cause {
         Cause::NoServer,
         Cause::ServersFull,
         Cause::QueueTimeout,
+        Cause::ServerDown,
         Cause::LocalResources,
         Cause::FirstByteTimeout,
         Cause::IdleTimeout,
@@ -141,6 +144,7 @@ impl Cause {
             Cause::NoServer => "no_server",
             Cause::ServersFull => "servers_full",
             Cause::QueueTimeout => "queue_timeout",
+            Cause::ServerDown => "server_down",
             Cause::LocalResources => "local_resources",
             Cause::FirstByteTimeout => "first_byte_timeout",
             Cause::IdleTimeout => "idle_timeout",

@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Queue, Relay,
-    Steer, TcpOptions, Timeouts, UpstreamPolicy,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Keepalive, Log, LogFormat,
+    LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -120,6 +120,37 @@ pub const RETRIES: RangeInclusive<u64> = 0..=100;
 /// Sessions that wait for a place: each holds a descriptor and a task.
 pub const QUEUE_MAX: RangeInclusive<u64> = 0..=1_000_000;
 
+/// How often servers are asked, and how long one may take. Below a millisecond it would be load.
+pub const CHECK_TIME: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(24 * 60 * 60);
+/// Checks in a row that decide.
+pub const CHECK_COUNT: RangeInclusive<u64> = 1..=100;
+/// Bytes that a check sends or expects, in bytes.
+pub const CHECK_BYTES_MAX: usize = 4096;
+/// A dead server is noticed within 5 + 2 × 1 + 2 = 9 s, a live one costs it a handshake every 5 s.
+pub const DEFAULT_CHECK: Check = Check {
+    kind: CheckKind::Tcp,
+    interval: Duration::from_secs(5),
+    fast_interval: Duration::from_secs(1),
+    jitter_percent: 10,
+    timeout: Duration::from_secs(2),
+    rise: 2,
+    fall: 3,
+    port: None,
+};
+/// HTTP statuses.
+pub const HTTP_STATUS: RangeInclusive<u64> = 100..=599;
+/// Failures in a row.
+pub const EJECT_FAILURES: RangeInclusive<u64> = 1..=10_000;
+/// Five in a row are no accident; ten seconds cost little if they were one. Half of the servers must
+/// carry the load of all, so that no fault of the path to them takes more away.
+pub const DEFAULT_EJECT: Eject = Eject {
+    failures: 5,
+    period: Duration::from_secs(10),
+    max: Duration::from_secs(5 * 60),
+    max_percent: 50,
+};
+
 /// Three further servers reach a live one unless most are dead, and a client waits for four connect
 /// timeouts at most. A session beyond every server's limit is refused at once, unless somebody says how
 /// long a client may wait; a few seconds outlast a burst and not a client's patience.
@@ -130,6 +161,11 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
         max: 0,
         timeout: Duration::from_secs(5),
     },
+    eject: Some(DEFAULT_EJECT),
+    slow_start: None,
+    on_down: OnDown::Keep,
+    on_no_server: OnNoServer::Reset,
+    fallback: None,
 };
 
 /// Made for a log collector.

@@ -4,6 +4,7 @@
 //! Made only by [`super::load`] and by the command line; read by everything above. It does no I/O:
 //! host names are still names here and are resolved once, at start, by `control`.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -159,6 +160,8 @@ pub struct Upstream {
     pub name: String,
     /// How a server is chosen, and what happens when the first choice does not take the session.
     pub policy: UpstreamPolicy,
+    /// Asking servers whether they live; `None` asks nobody.
+    pub check: Option<Check>,
     /// At least one.
     pub servers: Vec<Server>,
 }
@@ -172,6 +175,109 @@ pub struct UpstreamPolicy {
     pub retries: u16,
     /// Sessions that wait for a place on a server while every server is full.
     pub queue: Queue,
+    /// Setting servers aside that fail sessions; `None` sets nobody aside.
+    pub eject: Option<Eject>,
+    /// How long the share of a server that came back rises; `None`: it has all of it at once.
+    pub slow_start: Option<Duration>,
+    /// What becomes of the sessions of a server that went down.
+    pub on_down: OnDown,
+    /// What becomes of a session for which there is no server.
+    pub on_no_server: OnNoServer,
+    /// Where such sessions go first.
+    pub fallback: Option<UpstreamId>,
+}
+
+/// What becomes of the sessions of a server that went down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDown {
+    /// They go on.
+    Keep,
+    /// They may finish within `timeouts.drain`, and are reset then.
+    Drain,
+    /// They are reset at once.
+    Close,
+}
+
+/// What becomes of a session for which there is no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnNoServer {
+    /// RST.
+    Reset,
+    /// FIN.
+    Close,
+    /// It waits in the queue until there is one, as if every server were full.
+    Hold,
+}
+
+/// Setting servers aside that fail sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eject {
+    /// Failed connects in a row, or early resets in a row, that eject a server.
+    pub failures: u32,
+    /// The first ejection; the second in a row is twice as long, and so on.
+    pub period: Duration,
+    /// The longest.
+    pub max: Duration,
+    /// Share of an upstream's servers that may be ejected at a time.
+    pub max_percent: u8,
+}
+
+/// Asking servers whether they live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is asked, and what is an answer.
+    pub kind: CheckKind,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// The same while a server is between up and down.
+    pub fast_interval: Duration,
+    /// How far either varies, in percent.
+    pub jitter_percent: u8,
+    /// For a whole check.
+    pub timeout: Duration,
+    /// Passes in a row that bring a server up.
+    pub rise: u32,
+    /// Failures in a row that take it down.
+    pub fall: u32,
+    /// Another port than the one that serves.
+    pub port: Option<u16>,
+}
+
+/// What is asked, and what is an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// The handshake alone.
+    Tcp,
+    /// Bytes there, bytes back.
+    Exchange {
+        /// Sent first; may be empty.
+        send: Vec<u8>,
+        /// What must come back.
+        expect: Expect,
+    },
+    /// An HTTP request.
+    Http {
+        /// Of the GET.
+        path: String,
+        /// For the Host header.
+        host: String,
+        /// What passes.
+        status: Vec<RangeInclusive<u16>>,
+    },
+    /// A TLS handshake as far as the ServerHello.
+    Tls {
+        /// For SNI.
+        server_name: Option<String>,
+    },
+}
+
+/// Which bytes must come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// These first.
+    Prefix(Vec<u8>),
+    /// These somewhere.
+    Contains(Vec<u8>),
 }
 
 /// Sessions that wait for a place.

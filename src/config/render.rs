@@ -3,6 +3,8 @@
 //!
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
+mod health;
+
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,7 +15,8 @@ use super::model::{
     Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
+    ON_NO_SERVERS, STEERS,
 };
 use crate::units::{ByteSize, format_duration};
 
@@ -78,7 +81,7 @@ pub fn render(config: &Config) -> String {
             mapping(
                 upstreams
                     .iter()
-                    .map(|it| (it.name.as_str(), render_upstream(it))),
+                    .map(|it| (it.name.as_str(), render_upstream(it, upstreams))),
             ),
         ),
     ];
@@ -174,7 +177,7 @@ fn render_accept(accept: &Accept) -> Value {
     ])
 }
 
-fn render_upstream(upstream: &Upstream) -> Value {
+fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
     let Upstream {
         name: _,
         policy:
@@ -182,18 +185,34 @@ fn render_upstream(upstream: &Upstream) -> Value {
                 balance,
                 retries,
                 queue,
+                eject,
+                slow_start,
+                on_down,
+                on_no_server,
+                fallback,
             },
+        check,
         servers,
     } = upstream;
-    mapping([
+    let mut entries = vec![
         ("balance", word(&BALANCES, balance)),
         ("retries", (*retries).into()),
         ("queue", render_queue(queue)),
+        ("check", health::check(check.as_ref())),
+        ("eject", health::eject(eject.as_ref())),
+        ("slow_start", duration_or_off(*slow_start)),
+        ("on_down", word(&ON_DOWNS, on_down)),
+        ("on_no_server", word(&ON_NO_SERVERS, on_no_server)),
         (
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),
         ),
-    ])
+    ];
+    if let Some(fallback) = fallback {
+        let name = &upstreams[usize::from(fallback.0)].name;
+        entries.insert(entries.len() - 1, ("fallback", text(name)));
+    }
+    mapping(entries)
 }
 
 fn render_queue(queue: &Queue) -> Value {

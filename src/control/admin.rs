@@ -52,6 +52,8 @@ pub trait AdminSource: Send + Sync {
     fn metrics_text(&self) -> String;
     /// The document for people.
     fn stats_json(&self) -> String;
+    /// How the servers stand, for people.
+    fn upstreams_json(&self) -> String;
     /// Whether every core listens; the error says what is missing.
     fn ready(&self) -> Result<(), String>;
     /// Whether every core turns; the error says which does not.

@@ -1,6 +1,7 @@
 //! How the descriptors that this process may open are shared out.
 
 use super::RunError;
+use super::health::{self, Checker};
 use crate::config::Config;
 use crate::config::model::Mover;
 use crate::sys::process;
@@ -39,7 +40,12 @@ impl FdPlan {
         let limit = process::raise_max_fds();
         let cores = cores as u64;
         let pipes_per_core = pipes_per_core(config, limit, cores);
-        let kept = RESERVED + PER_PIPE * pipes_per_core * cores;
+        let checks = if config.upstreams.iter().any(|it| it.check.is_some()) {
+            Checker::fds(&health::Options::default()) as u64
+        } else {
+            0
+        };
+        let kept = RESERVED + checks + PER_PIPE * pipes_per_core * cores;
         let listening = cores * (PER_CORE + config.listeners.len() as u64);
         let needed = in_use + PROCESS + listening + kept + PER_SESSION;
         if limit < needed {

@@ -13,11 +13,11 @@ pub mod health;
 pub mod listen;
 pub mod notify;
 pub mod panic;
-mod pools;
 pub mod process_log;
 pub mod resolve;
 pub mod scrape;
 mod supervisor;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -127,7 +127,9 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let admin = bind_admin(config)?;
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
-    let pools = pools::first(config, &resolved, cpus.len());
+    let (results, heard) = mpsc::channel();
+    let pools = upstreams::first(config, &resolved, cpus.len(), &results);
+    let standings = upstreams::standings(resolved.servers.len());
     let service = Arc::new(service(config, options, fds.pipes_per_core, cpus.len()));
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds.limit, cpus.len());
@@ -137,7 +139,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         sockets,
         producers,
         service,
-        pools,
+        pools: pools.clone(),
         ring,
         budget: Arc::clone(&budget),
         notices: &notices_in,
@@ -152,8 +154,18 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         names,
         ring_features,
         access_log.monitor(),
+        Arc::clone(&standings),
     ));
     let admin = serve_admin(admin, &stats)?;
+    let watch = upstreams::Watch {
+        config,
+        pools,
+        cores: Arc::clone(&cores),
+        heard,
+        results,
+        standings,
+    };
+    watch.start().map_err(out_of_fds)?;
     fds.limit_sessions(&budget)?;
     // One after the other: the kernel numbers a group's sockets in the order in which they listen,
     // and `accept.steer: cpu` goes by that number.
@@ -437,7 +449,7 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
         upstreams: config
             .upstreams
             .iter()
-            .map(|upstream| pools::settings(&upstream.policy, cores, seed()))
+            .map(|upstream| upstreams::settings(&upstream.policy, cores, seed()))
             .collect(),
         socket_options: options,
         relay: RelayOptions {

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::admin::AdminSource;
+use super::upstreams::Standings;
 use crate::core::mailbox::Sender;
 use crate::log::Monitor;
-use crate::metrics::{CoreMetrics, Names, ProcessMetrics, Scrape, exposition, stats};
-use crate::sys::process;
+use crate::metrics::{
+    CoreMetrics, Names, ProcessMetrics, Scrape, ServerStanding, exposition, stats,
+};
+use crate::sys::{clock, process};
 use crate::units::CoreId;
 use crate::worker::Message;
 
@@ -26,6 +29,7 @@ pub struct CoreStats {
     /// The last answer of each core, and whether it came this time.
     last: Mutex<Vec<(CoreMetrics, bool)>>,
     access_log: Monitor,
+    standings: Standings,
 }
 
 impl CoreStats {
@@ -35,6 +39,7 @@ impl CoreStats {
         names: Names,
         ring_features: Vec<(&'static str, bool)>,
         access_log: Monitor,
+        standings: Standings,
     ) -> Self {
         let last = (0..mailboxes.len())
             .map(|core| {
@@ -55,6 +60,7 @@ impl CoreStats {
             ready: AtomicBool::new(false),
             last: Mutex::new(last),
             access_log,
+            standings,
         }
     }
 
@@ -83,9 +89,16 @@ impl CoreStats {
             cores: &cores,
             stale: &stale,
             process: self.process(),
+            standings: &self.standings(),
+            now_us: clock::now_us(),
             version: env!("CARGO_PKG_VERSION"),
             ring_features: &self.ring_features,
         })
+    }
+
+    fn standings(&self) -> Vec<ServerStanding> {
+        let standings = self.standings.lock();
+        standings.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn process(&self) -> ProcessMetrics {
@@ -111,6 +124,10 @@ impl AdminSource for CoreStats {
 
     fn stats_json(&self) -> String {
         self.scrape(stats::render)
+    }
+
+    fn upstreams_json(&self) -> String {
+        self.scrape(stats::render_upstreams)
     }
 
     fn ready(&self) -> Result<(), String> {

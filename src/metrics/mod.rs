@@ -85,6 +85,10 @@ pub struct Scrape<'a> {
     pub version: &'a str,
     /// Name of each feature of io_uring that Corelay knows of, and whether it is in use.
     pub ring_features: &'a [(&'a str, bool)],
+    /// How the servers stand, by [`ServerId`].
+    pub standings: &'a [ServerStanding],
+    /// The monotonic clock, for what happened how long ago.
+    pub now_us: u64,
 }
 
 impl Scrape<'_> {
@@ -193,6 +197,60 @@ pub struct ListenerMetrics {
     pub first_byte: LatencyHistogram,
     /// Accept to the end.
     pub duration: LatencyHistogram,
+}
+
+/// How a server stands, as control judges it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerStanding {
+    /// Whether it gets new sessions.
+    pub is_up: bool,
+    /// The word for how it stands.
+    pub status: &'static str,
+    /// Why.
+    pub reason: String,
+    /// Since when, in microseconds of the monotonic clock; 0 is the start.
+    pub since_us: u64,
+    /// Its last check.
+    pub last_check: Option<LastCheck>,
+    /// Changes of its status.
+    pub transitions_total: u64,
+    /// Of those, the ones after which it got no new sessions.
+    pub downs_total: u64,
+    /// Checks by how they ended.
+    pub checks_passed_total: u64,
+    /// See [`ServerStanding::checks_passed_total`].
+    pub checks_failed_total: u64,
+    /// Checks that could not be made, for want of ports, descriptors or memory of ours.
+    pub checks_not_made_total: u64,
+}
+
+impl Default for ServerStanding {
+    /// As at the start: trusted.
+    fn default() -> Self {
+        Self {
+            is_up: true,
+            status: "up",
+            reason: "started".to_owned(),
+            since_us: 0,
+            last_check: None,
+            transitions_total: 0,
+            downs_total: 0,
+            checks_passed_total: 0,
+            checks_failed_total: 0,
+            checks_not_made_total: 0,
+        }
+    }
+}
+
+/// A check that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// The word for how it ended.
+    pub outcome: &'static str,
+    /// From the start of the connect to the verdict.
+    pub latency: Duration,
+    /// When, in microseconds of the monotonic clock.
+    pub at_us: u64,
 }
 
 /// Per upstream.

@@ -20,6 +20,54 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     text
 }
 
+/// `/upstreams`: how the servers stand, indented.
+pub fn render_upstreams(scrape: &Scrape<'_>) -> String {
+    let group = |(index, name): (usize, &String)| {
+        let servers = scrape.names.servers.iter().enumerate();
+        let servers = servers.filter(|(_, server)| usize::from(server.upstream.0) == index);
+        let servers: Vec<Value> = servers
+            .map(|(id, server)| standing(scrape, id, &server.address))
+            .collect();
+        (name.clone(), Value::from(servers))
+    };
+    let groups: Map<String, Value> = scrape
+        .names
+        .upstreams
+        .iter()
+        .enumerate()
+        .map(group)
+        .collect();
+    format!("{:#}\n", Value::from(groups))
+}
+
+fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
+    const US_PER_SECOND: f64 = 1_000_000.0;
+    let unknown = super::ServerStanding::default();
+    let standing = scrape.standings.get(id).unwrap_or(&unknown);
+    let ago = |at_us: u64| scrape.now_us.saturating_sub(at_us) as f64 / US_PER_SECOND;
+    let since = match standing.since_us {
+        0 => scrape.process.uptime.as_secs_f64(),
+        since_us => ago(since_us),
+    };
+    let last_check = standing.last_check.as_ref().map(|check| {
+        json!({
+            "outcome": check.outcome,
+            "latency_ms": check.latency.as_secs_f64() * 1_000.0,
+            "seconds_ago": ago(check.at_us),
+        })
+    });
+    json!({
+        "server": address,
+        "up": standing.is_up,
+        "status": standing.status,
+        "reason": standing.reason,
+        "for_seconds": since,
+        "last_check": last_check,
+        "active": sum(scrape, |core| core.servers.get(id).map_or(0, |server| server.active)),
+        "downs": standing.downs_total,
+    })
+}
+
 /// The document.
 pub fn document(scrape: &Scrape<'_>) -> Value {
     let process = &scrape.process;
@@ -319,6 +367,8 @@ mod tests {
             process: ProcessMetrics::default(),
             version: "0.1.0",
             ring_features: &[("SEND_ZC", true)],
+            standings: &[],
+            now_us: 0,
         };
         let value: Value = serde_json::from_str(&render(&scrape)).unwrap();
         let edge = &value["listeners"]["edge"];

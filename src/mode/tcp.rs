@@ -25,6 +25,9 @@ pub trait Servers {
         &mut self,
         client: BorrowedFd<'_>,
     ) -> impl Future<Output = Result<(ServerId, Self::Seat), NoNext>>;
+
+    /// Hears how an attempt ended: connected, or failed for a reason.
+    fn attempted(&mut self, seat: &Self::Seat, result: Result<(), Cause>);
 }
 
 /// Why there is no next server.
@@ -32,8 +35,10 @@ pub trait Servers {
 pub enum NoNext {
     /// Enough were tried: what went wrong with the last one is the reason.
     Tried,
-    /// The session ends for this reason.
-    Reason(CloseReason),
+    /// The session ends for this reason, with a reset.
+    Reset(CloseReason),
+    /// The session ends for this reason, with FIN.
+    Close(CloseReason),
 }
 
 /// What a session needs to reach a server.
@@ -89,10 +94,11 @@ pub async fn serve<S: Servers>(
         let (server, seat) = match plan.servers.next(downstream.as_fd()).await {
             Ok(next) => next,
             Err(NoNext::Tried) => break,
-            Err(NoNext::Reason(why)) => {
+            Err(NoNext::Reset(why)) => {
                 reason = why;
                 break;
             }
+            Err(NoNext::Close(why)) => return Err(why),
         };
         attempts.count += 1;
         let started_us = clock::now_us();
@@ -106,6 +112,7 @@ pub async fn serve<S: Servers>(
         match dialled.await {
             Ok(upstream) => {
                 attempts.connect_us = clock::now_us() - started_us;
+                plan.servers.attempted(&seat, Ok(()));
                 return Ok(Connected {
                     downstream,
                     upstream,
@@ -118,6 +125,7 @@ pub async fn serve<S: Servers>(
                 reason = why;
                 if let DialError::Server(cause) | DialError::Local(cause) = error {
                     attempts.failed.push((server, cause));
+                    plan.servers.attempted(&seat, Err(cause));
                 }
                 if is_last {
                     break;

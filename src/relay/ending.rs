@@ -266,12 +266,19 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     /// Ends every session now, with a reset to both ends.
     pub fn abort_all(&mut self, now_us: u64, cause: Cause) {
+        self.abort_where(now_us, cause, |_| true);
+    }
+
+    /// Ends the sessions whose record is one of these, with a reset to both ends.
+    pub fn abort_where(&mut self, now_us: u64, cause: Cause, is_one: impl Fn(&W::Record) -> bool) {
         for slot in 0..self.slots.len() as u32 {
             let id = PairId {
                 slot,
                 generation: self.slots[slot as usize].generation,
             };
-            if let Some(pair) = self.pair(id) {
+            if let Some(pair) = self.pair(id)
+                && is_one(&pair.record)
+            {
                 pair.blame(Side::Local, cause);
                 self.close(id, Closing::Reset);
                 self.finish(now_us, id);

@@ -36,7 +36,7 @@ use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
 use crate::sys::socket::Options;
 use crate::sys::{affinity, clock, fd};
-use crate::units::{CoreId, ListenerId, UpstreamId};
+use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 use budget::FdBudget;
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
@@ -110,6 +110,8 @@ pub struct CoreSpec {
 pub enum Message {
     /// An upstream has other servers from now on.
     Pool(UpstreamId, Arc<Pool>),
+    /// Reset the sessions that this server has.
+    EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
     PlaceFreed(UpstreamId),
     /// Begin to accept.
@@ -412,6 +414,12 @@ impl Core {
     ) {
         match message {
             Message::Pool(upstream, pool) => self.replace_pool(upstream, &pool),
+            Message::EndSessions(server) => {
+                let has = |record: &session::Relayed| record.server() == server;
+                self.engine
+                    .borrow_mut()
+                    .abort_where(clock::now_us(), Cause::ServerDown, has);
+            }
             Message::PlaceFreed(upstream) => {
                 self.groups[usize::from(upstream.0)].queue.place_freed();
             }

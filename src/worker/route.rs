@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::servers::{Group, NoSeat, Seat};
+use super::servers::{Group, NoSeat, Seat, WithoutServer};
 use super::{Core, queue};
 use crate::balance::hash_address;
 use crate::core::{self, Either};
@@ -48,20 +48,44 @@ impl<'a> Route<'a> {
         Ok((server, seat))
     }
 
+    /// Where the session goes, after a fallback.
+    pub(super) fn upstream(&self) -> UpstreamId {
+        self.group.upstream()
+    }
+
+    /// What becomes of the session if no server may take it, none having been tried.
     fn no_server(&self) -> NoNext {
-        if self.tried.is_empty() {
-            NoNext::Reason(local(Cause::NoServer))
-        } else {
-            NoNext::Tried
+        let reason = local(Cause::NoServer);
+        match self.group.settings.without_server {
+            _ if !self.tried.is_empty() => NoNext::Tried,
+            WithoutServer::Close => NoNext::Close(reason),
+            WithoutServer::Reset | WithoutServer::Hold => NoNext::Reset(reason),
         }
     }
 
-    /// Every server is full: waits in the queue, if there is one.
+    /// Whether there is another upstream to go to. Once: a fallback has none itself.
+    fn falls_back(&mut self) -> bool {
+        let Some(other) = self.group.settings.fallback else {
+            return false;
+        };
+        if !self.tried.is_empty() {
+            return false;
+        }
+        self.group = Rc::clone(&self.core.groups[usize::from(other.0)]);
+        true
+    }
+
+    /// Whether a session without a server waits for one.
+    fn holds(&self) -> bool {
+        self.tried.is_empty() && self.group.settings.without_server == WithoutServer::Hold
+    }
+
+    /// Every server is full, or none is there and sessions are held: waits in the queue, if there is one.
     async fn wait(&mut self, client: BorrowedFd<'_>) -> Result<(ServerId, Seat), NoNext> {
         let group = Rc::clone(&self.group);
         let is_first = !group.queue.has_waiters();
         let Some(ticket) = group.queue.enter(group.settings.queue_max) else {
-            return Err(NoNext::Reason(local(Cause::ServersFull)));
+            return Err(NoNext::Reset(local(Cause::ServersFull)));
         };
         self.core.note_queued(group.upstream());
         let deadline_us = clock::now_us() + micros(group.settings.queue_timeout);
@@ -73,18 +97,18 @@ impl<'a> Route<'a> {
                         ticket.served();
                         return Ok(found);
                     }
-                    Err(NoSeat::NoServer) => return Err(self.no_server()),
-                    // Somebody was faster.
-                    Err(NoSeat::Full) if ticket.is_called() => {
+                    Err(NoSeat::NoServer) if !self.holds() => return Err(self.no_server()),
+                    // Somebody was faster, or there is no server yet.
+                    Err(_) if ticket.is_called() => {
                         ticket.wait_again();
                         continue;
                     }
-                    Err(NoSeat::Full) => {}
+                    Err(_) => {}
                 }
             }
             looks = self.called(&ticket, deadline_us).await;
             if !looks && let Some(reason) = self.given_up(client, deadline_us) {
-                return Err(NoNext::Reason(reason));
+                return Err(NoNext::Reset(reason));
             }
         }
     }
@@ -117,14 +141,23 @@ impl Servers for Route<'_> {
             return Err(NoNext::Tried);
         }
         // Whoever waits was here first.
-        if !self.group.queue.has_waiters() {
+        while !self.group.queue.has_waiters() {
             match self.seat() {
                 Ok(found) => return Ok(found),
+                Err(NoSeat::NoServer) if self.falls_back() => {}
+                Err(NoSeat::NoServer) if self.holds() => break,
                 Err(NoSeat::NoServer) => return Err(self.no_server()),
-                Err(NoSeat::Full) => {}
+                Err(NoSeat::Full) => break,
             }
         }
         self.wait(client).await
+    }
+
+    fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {
+        match result {
+            Ok(()) => seat.connected(),
+            Err(cause) => seat.attempt_failed(cause),
+        }
     }
 }
 

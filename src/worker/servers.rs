@@ -12,12 +12,14 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::queue::Queue;
+use crate::balance::health::{Heard, Observation, ServerFault};
 use crate::balance::{Algorithm, Balancer, Candidate, Options};
+use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
 
@@ -36,6 +38,8 @@ pub struct SharedServer {
     pub address: Address,
     /// Connections at a time, over all cores; exact.
     limit: Option<SharedLimit>,
+    /// Where failures of the server are told; `None`: nobody wants to know.
+    judge: Option<Judge>,
     /// By core.
     loads: Box<[LoadCell]>,
 }
@@ -47,6 +51,7 @@ impl SharedServer {
         upstream: UpstreamId,
         address: Address,
         max_connections: Option<u32>,
+        heard: Option<mpsc::Sender<Heard>>,
         cores: usize,
     ) -> Self {
         Self {
@@ -54,6 +59,10 @@ impl SharedServer {
             upstream,
             address,
             limit: max_connections.map(SharedLimit::new),
+            judge: heard.map(|heard| Judge {
+                heard,
+                has_failed: Default::default(),
+            }),
             loads: (0..cores).map(|_| LoadCell::default()).collect(),
         }
     }
@@ -62,6 +71,33 @@ impl SharedServer {
     pub fn load(&self) -> u32 {
         let cells = self.loads.iter();
         cells.map(|cell| cell.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// Tells what sessions see of a server. A success is told only after a failure, so that a server without
+/// any costs a look at a flag that nobody writes.
+struct Judge {
+    heard: mpsc::Sender<Heard>,
+    /// By [`ServerFault`]: failed since the last success.
+    has_failed: [AtomicBool; 2],
+}
+
+impl Judge {
+    fn failed(&self, server: ServerId, fault: ServerFault) {
+        self.has_failed[fault as usize].store(true, Ordering::Relaxed);
+        self.tell(server, Observation::Failed(fault));
+    }
+
+    fn succeeded(&self, server: ServerId, fault: ServerFault, observation: Observation) {
+        let flag = &self.has_failed[fault as usize];
+        if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed) {
+            self.tell(server, observation);
+        }
+    }
+
+    fn tell(&self, server: ServerId, observation: Observation) {
+        // The receiver lives as long as the process.
+        let _ = self.heard.send(Heard::Observed(server, observation));
     }
 }
 
@@ -93,6 +129,21 @@ pub struct UpstreamSettings {
     pub queue_max: u32,
     /// How long each may.
     pub queue_timeout: Duration,
+    /// What becomes of a session for which there is no server.
+    pub without_server: WithoutServer,
+    /// Where such sessions go first.
+    pub fallback: Option<UpstreamId>,
+}
+
+/// What becomes of a session for which there is no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithoutServer {
+    /// RST.
+    Reset,
+    /// FIN.
+    Close,
+    /// It waits in the queue for one.
+    Hold,
 }
 
 /// A server as one core sees it. Seats hold it by a plain count, which other cores never touch.
@@ -127,6 +178,34 @@ pub(super) struct Seat(Rc<Here>);
 impl Seat {
     pub(super) fn server(&self) -> ServerId {
         self.0.server.id
+    }
+}
+
+impl Seat {
+    /// The attempt to connect came to nothing, for this reason.
+    pub(super) fn attempt_failed(&self, cause: Cause) {
+        let server = &self.0.server;
+        if let (Some(judge), Some(fault)) = (&server.judge, ServerFault::of_attempt(cause)) {
+            judge.failed(server.id, fault);
+        }
+    }
+
+    /// The server took the connection.
+    pub(super) fn connected(&self) {
+        let server = &self.0.server;
+        if let Some(judge) = &server.judge {
+            judge.succeeded(server.id, ServerFault::Connect, Observation::Connected);
+        }
+    }
+
+    /// The session is over, after so many bytes of the server.
+    pub(super) fn ended(&self, reason: CloseReason, upstream_bytes: u64) {
+        let server = &self.0.server;
+        let Some(judge) = &server.judge else { return };
+        match ServerFault::of_session(reason, upstream_bytes) {
+            Some(fault) => judge.failed(server.id, fault),
+            None => judge.succeeded(server.id, ServerFault::EarlyReset, Observation::Served),
+        }
     }
 }
 

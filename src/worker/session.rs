@@ -35,7 +35,7 @@ pub(super) struct Relayed {
     server: ServerId,
     connected_us: u64,
     /// Given back when the session is over.
-    _seat: Seat,
+    seat: Seat,
 }
 
 /// Serves one accepted connection until its sockets belong to the engine.
@@ -64,7 +64,8 @@ pub(super) async fn run(
     let result = tcp::serve(client, plan, &mut attempts).await;
     let now_us = clock::now_us();
     opening.attempts = attempts.count;
-    ledger.note_attempts(settings.upstream, &attempts, result.as_ref().ok());
+    opening.upstream = servers.upstream();
+    ledger.note_attempts(opening.upstream, &attempts, result.as_ref().ok());
     match result {
         Ok(Connected {
             downstream,
@@ -76,7 +77,7 @@ pub(super) async fn run(
                 opening,
                 server,
                 connected_us: now_us,
-                _seat: seat,
+                seat,
             };
             let mut engine = core.engine.borrow_mut();
             engine.start(now_us, downstream, upstream, record);
@@ -206,6 +207,13 @@ impl SessionWatcher {
     }
 }
 
+impl Relayed {
+    /// The server that has the session.
+    pub(super) fn server(&self) -> ServerId {
+        self.server
+    }
+}
+
 impl Watcher for SessionWatcher {
     type Record = Relayed;
 
@@ -244,8 +252,9 @@ impl Watcher for SessionWatcher {
             opening,
             server,
             connected_us,
-            _seat,
+            seat,
         } = record;
+        seat.ended(summary.reason, summary.to_downstream_bytes);
         self.ledger.metrics.borrow_mut().server(server).active -= 1;
         self.ledger
             .close(now_us, opening, Some(server), summary.reason, |line| {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use corelay::config;
 use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
-    Accept, AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat,
-    LogLevel, Mover, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
-    UpstreamPolicy, Workers,
+    Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Keepalive,
+    Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Server,
+    ServerAddress, Steer, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
@@ -25,6 +25,40 @@ const BALANCES: [Balance; 6] = [
     Balance::Maglev,
     Balance::FirstAvailable,
 ];
+
+/// One of each kind, by a number.
+fn a_check(number: u32) -> Option<Check> {
+    let kind = match number % 6 {
+        0 => return None,
+        1 => CheckKind::Tcp,
+        2 => CheckKind::Exchange {
+            send: b"PING\r\n".to_vec(),
+            expect: Expect::Prefix(b"+PONG".to_vec()),
+        },
+        3 => CheckKind::Exchange {
+            send: vec![0, number as u8, 255],
+            expect: Expect::Contains(b"hex:$x".to_vec()),
+        },
+        4 => CheckKind::Http {
+            path: "/health?$y".to_owned(),
+            host: "a:80".to_owned(),
+            status: vec![200..=204, 301..=301],
+        },
+        _ => CheckKind::Tls {
+            server_name: (number % 4 == 1).then(|| "a.example".to_owned()),
+        },
+    };
+    Some(Check {
+        kind,
+        interval: Duration::from_millis(u64::from(number) + 10),
+        fast_interval: Duration::from_millis(10),
+        jitter_percent: number as u8 % 101,
+        timeout: Duration::from_secs(1),
+        rise: number % 100 + 1,
+        fall: number % 100 + 1,
+        port: None,
+    })
+}
 
 fn a_duration() -> impl Strategy<Value = Duration> {
     prop_oneof![
@@ -202,7 +236,19 @@ fn a_config() -> impl Strategy<Value = Config> {
                             max: backlog,
                             timeout: Duration::from_millis(backlog.into()),
                         },
+                        eject: (backlog % 5 > 0).then_some(Eject {
+                            failures: backlog % 10_000 + 1,
+                            period: Duration::from_millis(backlog.into()),
+                            max: Duration::from_millis(2 * u64::from(backlog)),
+                            max_percent: backlog as u8 % 100 + 1,
+                        }),
+                        slow_start: (backlog % 7 == 0).then_some(Duration::from_secs(30)),
+                        on_down: [OnDown::Keep, OnDown::Drain, OnDown::Close][backlog as usize % 3],
+                        on_no_server: [OnNoServer::Reset, OnNoServer::Close, OnNoServer::Hold]
+                            [backlog as usize % 3],
+                        fallback: None,
                     },
+                    check: a_check(backlog),
                     servers,
                 });
             }

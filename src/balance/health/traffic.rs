@@ -46,6 +46,7 @@ impl ServerFault {
             | Cause::NoServer
             | Cause::ServersFull
             | Cause::QueueTimeout
+            | Cause::ServerDown
             | Cause::Drain => None,
         }
     }

@@ -7,7 +7,7 @@ use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
+    Accept, Admin, Buffers, Check, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
     Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
@@ -44,6 +44,10 @@ pub(super) struct UpstreamDraft {
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) policy: UpstreamPolicy,
+    pub(super) check: Option<Check>,
+    pub(super) check_place: Option<Place>,
+    /// The name, and where it stands.
+    pub(super) fallback: Option<(String, Place)>,
     pub(super) servers: Vec<ServerDraft>,
 }
 
@@ -79,6 +83,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_admin(report, draft);
     check_servers(report, draft);
     check_weights(report, draft);
+    check_checks(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
 }
@@ -107,10 +112,16 @@ fn check_references(report: &mut Report<'_>, draft: &Draft) {
         .iter()
         .map(|upstream| upstream.name.as_str())
         .collect();
-    for listener in &draft.listeners {
-        let Some(wanted) = &listener.upstream else {
-            continue;
-        };
+    let from_listeners = draft.listeners.iter().filter_map(|listener| {
+        let wanted = listener.upstream.as_ref()?;
+        Some((wanted, &listener.upstream_place))
+    });
+    let fallbacks = draft.upstreams.iter();
+    let from_fallbacks = fallbacks.filter_map(|upstream| {
+        let (wanted, place) = upstream.fallback.as_ref()?;
+        Some((wanted, place))
+    });
+    for (wanted, place) in from_listeners.chain(from_fallbacks) {
         if names.contains(&wanted.as_str()) {
             continue;
         }
@@ -122,11 +133,12 @@ fn check_references(report: &mut Report<'_>, draft: &Draft) {
             ),
         };
         report.add(
-            listener.upstream_place.clone(),
+            place.clone(),
             format!("there is no upstream `{}`", shorten(wanted)),
             remedy,
         );
     }
+    check_fallbacks(report, draft);
     // Where a listener's part is missing, nobody can say what is unused.
     if draft.listeners.is_empty()
         || draft
@@ -137,16 +149,56 @@ fn check_references(report: &mut Report<'_>, draft: &Draft) {
         return;
     }
     for upstream in &draft.upstreams {
-        if !draft
-            .listeners
-            .iter()
-            .any(|listener| listener.upstream.as_deref() == Some(upstream.name.as_str()))
-        {
+        let name = Some(upstream.name.as_str());
+        let mut listeners = draft.listeners.iter();
+        let mut others = draft.upstreams.iter();
+        let is_used = listeners.any(|listener| listener.upstream.as_deref() == name)
+            || others.any(|it| it.fallback.as_ref().map(|(name, _)| name.as_str()) == name);
+        if !is_used {
             let remedy = "point a listener at it, or remove it";
             report.add(
                 upstream.place.clone(),
                 "no listener uses this upstream",
                 remedy,
+            );
+        }
+    }
+}
+
+/// A fallback leads to servers: neither back to where it came from nor on to a further one.
+fn check_fallbacks(report: &mut Report<'_>, draft: &Draft) {
+    for upstream in &draft.upstreams {
+        let Some((name, place)) = &upstream.fallback else {
+            continue;
+        };
+        let target = draft.upstreams.iter().find(|other| other.name == *name);
+        if target.is_some_and(|target| target.fallback.is_some()) {
+            report.add(
+                place.clone(),
+                format!("`{}` has a fallback itself", shorten(name)),
+                "fall back to an upstream without one: a session falls once",
+            );
+        }
+    }
+}
+
+/// What a check needs of the servers it is for.
+fn check_checks(report: &mut Report<'_>, draft: &Draft) {
+    for upstream in &draft.upstreams {
+        let (Some(check), Some(place)) = (&upstream.check, &upstream.check_place) else {
+            continue;
+        };
+        let unix = |server: &ServerDraft| {
+            matches!(
+                &server.address,
+                Some(ServerAddress::Known(Address::Unix(_)))
+            )
+        };
+        if check.port.is_some() && upstream.servers.iter().any(unix) {
+            report.add(
+                place.clone(),
+                "`port` means nothing for a server with a unix path",
+                "remove it, or put such servers into an upstream of their own",
             );
         }
     }
@@ -311,7 +363,11 @@ impl Draft {
         };
         let upstreams = self.upstreams.iter().map(|upstream| Upstream {
             name: upstream.name.clone(),
-            policy: upstream.policy,
+            policy: UpstreamPolicy {
+                fallback: upstream.fallback.as_ref().map(|(name, _)| id_of(name)),
+                ..upstream.policy
+            },
+            check: upstream.check.clone(),
             servers: servers(&upstream.servers),
         });
         Config {

@@ -6,10 +6,12 @@
 //! [`Config`].
 
 mod cross;
+mod health;
 mod listeners;
 mod settings;
 mod upstreams;
 
+pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 pub(super) use upstreams::BALANCES;
 
@@ -42,7 +44,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 13] = [
+    let sections: [(&str, &[&str]); 15] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -53,6 +55,8 @@ pub(super) fn known_keys() -> Vec<String> {
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
+        ("upstreams.NAME.check.", &health::CHECK_KEYS),
+        ("upstreams.NAME.eject.", &health::EJECT_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("admin.", &ADMIN_KEYS),
         ("log.", &settings::LOG_KEYS),
@@ -130,6 +134,9 @@ pub(super) fn validate_relay(
         name: "relay".to_owned(),
         place: argument("--to"),
         policy: DEFAULT_UPSTREAM,
+        check: None,
+        check_place: None,
+        fallback: None,
         servers,
     };
     let draft = Draft {
@@ -240,6 +247,9 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             name: upstream,
             place: forward_place,
             policy: DEFAULT_UPSTREAM,
+            check: None,
+            check_place: None,
+            fallback: None,
             servers,
         });
     }

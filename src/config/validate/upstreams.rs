@@ -1,16 +1,28 @@
 //! The upstreams of the full form, and their servers.
 
 use super::cross::{ServerDraft, UpstreamDraft};
+use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::{parse_server, within};
 use crate::config::limits::{
     DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
     SERVERS_MAX, TIMEOUT, WEIGHT,
 };
-use crate::config::model::{Balance, Queue, UpstreamPolicy};
+use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 4] = ["balance", "retries", "queue", "servers"];
+pub(super) const UPSTREAM_KEYS: [&str; 10] = [
+    "balance",
+    "retries",
+    "queue",
+    "check",
+    "eject",
+    "slow_start",
+    "on_down",
+    "on_no_server",
+    "fallback",
+    "servers",
+];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
 pub(super) const QUEUE_KEYS: [&str; 2] = ["max", "timeout"];
 
@@ -45,6 +57,10 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
         let policy = section
             .as_ref()
             .map_or(DEFAULT_UPSTREAM, |section| policy(report, section));
+        let check_at = section.as_ref().and_then(|section| section.get("check"));
+        let check = check_at.and_then(|at| check(report, at)).flatten();
+        let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
+        let fallback = fallback_at.and_then(|at| Some((report.text(at)?, at.place())));
         let servers_at = section
             .as_ref()
             .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
@@ -53,6 +69,9 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             name: (*name).to_owned(),
             place: at.place(),
             policy,
+            check,
+            check_place: check_at.map(Cursor::place),
+            fallback,
             servers,
         });
     }
@@ -76,10 +95,38 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
         .get("queue")
         .and_then(|at| queue(report, at))
         .unwrap_or(DEFAULT_UPSTREAM.queue);
+    let eject = section
+        .get("eject")
+        .and_then(|at| eject(report, at))
+        .unwrap_or(DEFAULT_UPSTREAM.eject);
+    let slow_start = section
+        .get("slow_start")
+        .and_then(|at| report.duration_or_off(at, &TIMEOUT))
+        .unwrap_or(DEFAULT_UPSTREAM.slow_start);
+    let on_down = section
+        .get("on_down")
+        .and_then(|at| report.choice(at, &ON_DOWNS))
+        .unwrap_or(DEFAULT_UPSTREAM.on_down);
+    let on_no_server = section
+        .get("on_no_server")
+        .and_then(|at| report.choice(at, &ON_NO_SERVERS))
+        .unwrap_or(DEFAULT_UPSTREAM.on_no_server);
+    if on_no_server == OnNoServer::Hold && queue.max == 0 {
+        report.add(
+            section.place.clone(),
+            "`on_no_server: hold` needs a queue to hold sessions in",
+            "add one, like `queue: { max: 100 }`",
+        );
+    }
     UpstreamPolicy {
         balance,
         retries,
         queue,
+        eject,
+        slow_start,
+        on_down,
+        on_no_server,
+        fallback: None,
     }
 }
 

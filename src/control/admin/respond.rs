@@ -9,10 +9,11 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const INDEX: &str = "\
 Corelay
 
-/metrics  Prometheus text format
-/stats    the same for a person, as JSON
-/healthz  200 while every core turns
-/readyz   200 once every core listens, 503 before and while stopping
+/metrics   Prometheus text format
+/stats     the same for a person, as JSON
+/upstreams how the servers stand, as JSON
+/healthz   200 while every core turns
+/readyz    200 once every core listens, 503 before and while stopping
 ";
 
 /// What matters of a request's head.
@@ -96,6 +97,10 @@ pub(super) fn route(head: &Head, source: &dyn AdminSource) -> Answer {
         "/stats" => Answer {
             content_type: "application/json",
             ..Answer::text(200, source.stats_json())
+        },
+        "/upstreams" => Answer {
+            content_type: "application/json",
+            ..Answer::text(200, source.upstreams_json())
         },
         "/healthz" => Answer::probe(source.healthy()),
         "/readyz" => Answer::probe(source.ready()),

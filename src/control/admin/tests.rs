@@ -18,6 +18,10 @@ impl AdminSource for Source {
     fn stats_json(&self) -> String {
         "{}\n".to_owned()
     }
+    fn upstreams_json(&self) -> String {
+        "{}\n".to_owned()
+    }
+
     fn ready(&self) -> Result<(), String> {
         let ready = self.ready.load(Ordering::Relaxed);
         ready

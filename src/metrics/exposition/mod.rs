@@ -7,6 +7,7 @@
 //! Pure text: it asks no core and reads no file. See
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
+mod health;
 mod machinery;
 mod page;
 mod process;
@@ -27,6 +28,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     traffic::listeners(&mut page, scrape, &labels);
     traffic::upstreams(&mut page, scrape, &labels);
     traffic::servers(&mut page, scrape, &labels);
+    health::health(&mut page, scrape, &labels);
     traffic::latencies(&mut page, scrape, &labels);
     machinery::buffers(&mut page, scrape);
     machinery::movers(&mut page, scrape);

@@ -83,6 +83,8 @@ fn page() -> (String, Parsed) {
         },
         version: "0.1.0",
         ring_features: &[("DEFER_TASKRUN", true), ("SEND_ZC", false)],
+        standings: &vec![ServerStanding::default(); names.servers.len()],
+        now_us: 0,
     });
     let parsed = parse(&text);
     (text, parsed)

@@ -1,0 +1,99 @@
+//! The configuration of upstreams in the words of those who act on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::balance::Algorithm;
+use crate::balance::health::{Active, Options, Pace, Passive};
+use crate::config::model::{
+    Balance, Check, CheckKind, Eject, Expect, OnNoServer, Upstream, UpstreamPolicy,
+};
+use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
+use crate::worker::servers::{UpstreamSettings, WithoutServer};
+
+/// Above so many cores, adding up the connections of every server costs more than looking at two.
+const CORES_SUMMED_MAX: usize = 8;
+
+/// What does not change of an upstream while the process runs.
+pub(in crate::control) fn settings(
+    policy: &UpstreamPolicy,
+    cores: usize,
+    seed: u64,
+) -> UpstreamSettings {
+    UpstreamSettings {
+        seed,
+        sample: cores > CORES_SUMMED_MAX,
+        algorithm: match policy.balance {
+            Balance::RoundRobin => Algorithm::RoundRobin,
+            Balance::LeastConnections => Algorithm::LeastConnections,
+            Balance::RandomTwoChoices => Algorithm::RandomTwoChoices,
+            Balance::SourceHash => Algorithm::SourceHash,
+            Balance::Maglev => Algorithm::Maglev,
+            Balance::FirstAvailable => Algorithm::FirstAvailable,
+        },
+        retries: policy.retries,
+        queue_max: policy.queue.max,
+        queue_timeout: policy.queue.timeout,
+        without_server: match policy.on_no_server {
+            OnNoServer::Reset => WithoutServer::Reset,
+            OnNoServer::Close => WithoutServer::Close,
+            OnNoServer::Hold => WithoutServer::Hold,
+        },
+        fallback: policy.fallback,
+    }
+}
+
+/// What an upstream's servers are judged by.
+pub(super) fn judged_by(upstream: &Upstream) -> Options {
+    Options {
+        active: upstream.check.as_ref().map(|check| Active {
+            rise: check.rise,
+            fall: check.fall,
+        }),
+        passive: upstream.policy.eject.map(|eject: Eject| Passive {
+            failures: eject.failures,
+            eject_us: micros(eject.period),
+            eject_max_us: micros(eject.max),
+            max_ejected_percent: eject.max_percent,
+        }),
+    }
+}
+
+/// How an upstream's servers are checked.
+pub(super) fn checked_by(check: &Check) -> Arc<CheckSpec> {
+    Arc::new(CheckSpec {
+        kind: kind(&check.kind),
+        at: check.port.map_or(CheckAt::Server, CheckAt::Port),
+        pace: Pace {
+            interval_us: micros(check.interval),
+            fast_interval_us: micros(check.fast_interval),
+            jitter_percent: check.jitter_percent,
+        },
+        timeout_us: micros(check.timeout),
+    })
+}
+
+fn kind(kind: &CheckKind) -> health::CheckKind {
+    match kind {
+        CheckKind::Tcp => health::CheckKind::Tcp,
+        CheckKind::Exchange { send, expect } => health::CheckKind::Exchange {
+            send: send.clone(),
+            expect: match expect {
+                Expect::Prefix(bytes) => health::Expect::Prefix(bytes.clone()),
+                Expect::Contains(bytes) => health::Expect::Contains(bytes.clone()),
+            },
+        },
+        CheckKind::Http { path, host, status } => health::CheckKind::Http {
+            path: path.clone(),
+            host: host.clone(),
+            status: StatusSet::new(status.clone()),
+        },
+        CheckKind::Tls { server_name } => health::CheckKind::Tls {
+            server_name: server_name.clone(),
+        },
+    }
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4)
+}
