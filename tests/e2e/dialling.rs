@@ -132,7 +132,9 @@ fn case_32_when_every_server_times_out_the_client_is_reset() {
 fn case_33_refused_goes_to_the_next_server_and_all_refused_resets_the_client() {
     let dead = RefusedPort::new().unwrap();
     let upstream = Server::http("alive").start().unwrap();
-    let config = Config::to([dead.address(), upstream.address()]).set("workers", 1);
+    let config = Config::to([dead.address(), upstream.address()])
+        .set("workers", 1)
+        .set("upstreams.app.eject", "off");
     let proxy = Proxy::start(&config);
     for _ in 0..10 {
         let mut client = connect(proxy.address());

@@ -9,7 +9,7 @@ use corelay_bench::servers::{RefusedPort, Server};
 use serde_json::{Value, json};
 
 use crate::support::peers::{
-    End, connect, expect_bytes, expect_fin, expect_rejected, expect_reset, read_to_end,
+    End, connect, expect_bytes, expect_fin, expect_rejected, expect_reset, read_to_end, reset,
 };
 use crate::support::proxy::assert_reason;
 use crate::support::{Config, DEADLINE, Pair, Proxy, Upstream, wait_until};
@@ -190,9 +190,12 @@ fn sessions_that_a_server_resets_before_its_first_byte_eject_it() {
         );
     let proxy = Proxy::start(&config);
     for _ in 0..2 {
+        // With a byte carried: a reset that meets the connect is a failed connect.
         let mut client = connect(proxy.address());
-        let server = upstream.accept();
-        crate::support::peers::reset(server);
+        client.write_all(b"x").unwrap();
+        let mut server = upstream.accept();
+        expect_bytes(&mut server, b"x");
+        reset(server);
         expect_reset(&mut client);
         echo_once(proxy.address());
     }
