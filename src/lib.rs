@@ -22,7 +22,8 @@
 //! 6. [`outcome`]: the one [`outcome::CloseReason`] that [`metrics`] and [`log`] report.
 //!
 //! What it stands on: [`core`] is one core's clockwork (start with [`core::pump`]: who sleeps
-//! where), [`ring`] the relay ring and the slab, [`sys`] the system calls.
+//! where), [`ring`] the relay ring and the slab, [`sys`] the system calls, [`wire`] the codecs for
+//! what a peer says first (PROXY header, TLS ClientHello, HTTP/1 head).
 //!
 //! What stands around it: [`worker`] is a core's thread, [`control`] the process that starts,
 //! watches and stops the cores, [`config`] what it was told, [`cli`], [`demo`] and [`doctor`] the
@@ -30,7 +31,7 @@
 //!
 //! ```text
 //! main ─> { cli, demo, doctor } ─> control ─> worker ─> mode ─> { relay, dial } ─> core ─> ring
-//!      ─> { sys, balance, policy, metrics, log } ─> { outcome, units }
+//!      ─> { sys, wire, balance, policy, metrics, log } ─> { outcome, units }
 //! ```
 //!
 //! Every import points along these arrows; `tests/architecture.rs` fails on one that does not.
@@ -53,4 +54,5 @@ pub mod relay;
 pub mod ring;
 pub mod sys;
 pub mod units;
+pub mod wire;
 pub mod worker;
