@@ -195,6 +195,10 @@ fn a_line_of_version_1_has_a_longest_length() {
     assert_eq!(parse(Mode::V1, &endless), Parsed::Bad(ProxyError::Length));
     let digits = [b"PROXY TCP4 ".as_slice(), &[b'1'; 95]].concat();
     assert_bad(&digits, ProxyError::Length);
+    // Too long before it ends wrongly: the same answer with and without the last byte.
+    for last in [b"\n", b"\r"] {
+        assert_bad(&[&digits[..], last].concat(), ProxyError::Length);
+    }
 }
 
 #[test]

@@ -45,8 +45,11 @@ pub(super) fn parse(input: &[u8]) -> Parsed<Header, ProxyError> {
     };
     let within = &input[..input.len().min(V1_MAX_BYTES)];
     let end = within.windows(CRLF.len()).position(|pair| pair == CRLF);
+    // The last byte that is allowed can only be the LF of the CRLF: a lone one there is a line that is too long,
+    // and has been since the byte before.
+    let line_bytes = end.unwrap_or(within.len().min(V1_MAX_BYTES - 1));
     if family != Family::Unknown
-        && let Some(at) = lone_line_end(&within[..end.unwrap_or(within.len())])
+        && let Some(at) = lone_line_end(&within[..line_bytes])
     {
         // A CR that is the last byte so far may still get its LF.
         if end.is_some() || at + 1 < within.len() || within[at] == b'\n' {
