@@ -1,0 +1,8 @@
+//! The parsers of the proxy, compiled from its sources; see Cargo.toml for why.
+
+#[path = "../src/config/mod.rs"]
+pub mod config;
+#[path = "../src/units.rs"]
+pub mod units;
+#[path = "../src/wire/mod.rs"]
+pub mod wire;
