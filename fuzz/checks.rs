@@ -12,8 +12,10 @@ use corelay::config;
 use corelay::wire::proxy::{self, Addresses, Command, Header, Mode, Tlvs, V2Options, Version};
 use corelay::wire::{Parsed, client_hello, http_head};
 
+type Check = fn(&[u8]);
+
 /// Every target's name and its check.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub(crate) const TARGETS: [(&str, Check); 5] = [
     ("proxy_v1", proxy_v1),
     ("proxy_v2", proxy_v2),
     ("client_hello", client_hello),

@@ -17,7 +17,7 @@ fn every_file_of_the_corpus_passes_its_check() {
         for entry in fs::read_dir(&folder).expect("a folder for each target") {
             let path = entry.expect("a directory entry").path();
             // Captured by the test harness, shown where a check panics.
-            println!("{}", path.display());
+            eprintln!("{}", path.display());
             check(&fs::read(&path).expect("a readable file"));
             files += 1;
         }

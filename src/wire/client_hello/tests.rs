@@ -351,6 +351,11 @@ fn lengths_that_do_not_fit() {
         name_of(&records(&message(&no_suites), 1 << 14)),
         Err(HelloError::Length)
     );
+    let odd_suites = [&[3, 3][..], &[7; 32], &[0], &[0, 3, 0, 1, 2], &[1, 0]].concat();
+    assert_eq!(
+        name_of(&records(&message(&odd_suites), 1 << 14)),
+        Err(HelloError::Length)
+    );
     let long_session = [
         &[3, 3][..],
         &[7; 32],

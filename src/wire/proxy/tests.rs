@@ -310,6 +310,7 @@ fn headers_that_are_none_of_version_2() {
             ProxyError::Tlv,
         ),
         (v4(&tlv(0x20, &[1, 0, 0, 0])), ProxyError::Tlv),
+        (v4(&tlv(0x20, &[1, 0, 0])), ProxyError::Tlv),
         (ssl(&[0x21]), ProxyError::Tlv),
         (ssl(&[0x21, 0, 8, b'T']), ProxyError::Tlv),
         // Contents.

@@ -52,7 +52,7 @@ pub(super) fn parse(input: &[u8]) -> Parsed<Header, ProxyError> {
         && let Some(at) = lone_line_end(&within[..line_bytes])
     {
         // A CR that is the last byte so far may still get its LF.
-        if end.is_some() || at + 1 < within.len() || within[at] == b'\n' {
+        if at + 1 < within.len() || within[at] == b'\n' {
             return Parsed::Bad(ProxyError::Address);
         }
     }
