@@ -12,3 +12,5 @@ for mover in copy splice; do
 done
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked
 for script in scripts/*.sh; do step bash -n "$script"; done
+# A few seconds per target; longer by hand.
+step scripts/fuzz.sh 5000
