@@ -2,6 +2,10 @@
 
 #[path = "../src/config/mod.rs"]
 pub mod config;
+#[path = "../src/outcome.rs"]
+pub mod outcome;
+#[path = "../src/policy/mod.rs"]
+pub mod policy;
 #[path = "../src/units.rs"]
 pub mod units;
 #[path = "../src/wire/mod.rs"]

@@ -54,6 +54,22 @@ pub async fn connect(
     }
 }
 
+/// Sends what goes before the client's bytes. A new connection has room for it: the kernel takes at least
+/// a page before it asks anybody to wait.
+///
+/// # Errors
+/// The connection failed already, or took only a part.
+pub fn introduce(upstream: &OwnedFd, preface: &[u8]) -> Result<(), DialError> {
+    if preface.is_empty() {
+        return Ok(());
+    }
+    match socket::send_bytes(upstream.as_fd(), preface) {
+        Ok(sent) if sent == preface.len() => Ok(()),
+        Ok(_) => Err(DialError::Local(Cause::LocalResources)),
+        Err(error) => Err(classify(error)),
+    }
+}
+
 async fn await_connected(
     pending: Readiness,
     address: &Address,

@@ -64,6 +64,12 @@ pub enum Cause {
     LocalResources,
     /// The client sent nothing within `defer_connect`.
     FirstByteTimeout,
+    /// The client is none of those that may send a PROXY header, which the listener requires.
+    ProxyUntrusted,
+    /// The PROXY header is missing, malformed or cut short.
+    ProxyMalformed,
+    /// The PROXY header was not complete within its timeout.
+    ProxyTimeout,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
     /// One side had closed and the other stayed silent for `timeouts.half_close`.
@@ -106,7 +112,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 20] = [
+    pub const ALL: [Cause; 23] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -122,6 +128,9 @@ impl Cause {
         Cause::ServerDown,
         Cause::LocalResources,
         Cause::FirstByteTimeout,
+        Cause::ProxyUntrusted,
+        Cause::ProxyMalformed,
+        Cause::ProxyTimeout,
         Cause::IdleTimeout,
         Cause::HalfCloseTimeout,
         Cause::MaxAge,
@@ -147,6 +156,9 @@ impl Cause {
             Cause::ServerDown => "server_down",
             Cause::LocalResources => "local_resources",
             Cause::FirstByteTimeout => "first_byte_timeout",
+            Cause::ProxyUntrusted => "proxy_untrusted",
+            Cause::ProxyMalformed => "proxy_malformed",
+            Cause::ProxyTimeout => "proxy_timeout",
             Cause::IdleTimeout => "idle_timeout",
             Cause::HalfCloseTimeout => "half_close_timeout",
             Cause::MaxAge => "max_age",

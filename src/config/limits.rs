@@ -166,7 +166,10 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     on_down: OnDown::Keep,
     on_no_server: OnNoServer::Reset,
     fallback: None,
+    proxy_protocol: None,
 };
+/// As HAProxy's documentation advises: longer than one lost segment takes to come again.
+pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Made for a log collector.
 pub const DEFAULT_LOG: Log = Log {

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::policy::network::Network;
 use crate::units::{Address, UpstreamId};
 
 /// A whole configuration, ready to run.
@@ -129,6 +130,41 @@ pub struct Listener {
     pub defer_connect: Option<Duration>,
     /// How the kernel hands connections over.
     pub accept: Accept,
+    /// A PROXY header comes first and tells who the client is; `None`: none comes.
+    pub proxy_protocol: Option<ProxyRequired>,
+}
+
+/// The PROXY header that a listener's clients must send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyRequired {
+    /// Which versions.
+    pub versions: ProxyVersions,
+    /// Who may send one; everybody else is refused.
+    pub trusted: Vec<Network>,
+    /// For the whole header.
+    pub timeout: Duration,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyVersions {
+    /// Either.
+    Any,
+    /// The line of text.
+    V1,
+    /// The binary header.
+    V2,
+}
+
+/// The PROXY header that an upstream's servers get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxySent {
+    /// Not [`ProxyVersions::Any`].
+    pub version: ProxyVersions,
+    /// With a checksum; version 2 only.
+    pub crc32c: bool,
+    /// With the name, protocol and id of the header that came in; version 2 only.
+    pub pass_tlvs: bool,
 }
 
 /// How the kernel hands a listener's connections over. Without meaning for a unix socket.
@@ -185,6 +221,8 @@ pub struct UpstreamPolicy {
     pub on_no_server: OnNoServer,
     /// Where such sessions go first.
     pub fallback: Option<UpstreamId>,
+    /// The PROXY header that servers get before the client's bytes.
+    pub proxy_protocol: Option<ProxySent>,
 }
 
 /// What becomes of the sessions of a server that went down.

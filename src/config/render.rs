@@ -4,6 +4,7 @@
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
 mod health;
+mod proxy;
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::model::{
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
-    ON_NO_SERVERS, STEERS,
+    ON_NO_SERVERS, STEERS, VERSIONS,
 };
 use crate::units::{ByteSize, format_duration};
 
@@ -150,6 +151,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         unix_mode,
         defer_connect,
         accept,
+        proxy_protocol,
     } = listener;
     mapping([
         ("bind", text(bind)),
@@ -158,6 +160,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         ("unix_mode", text(format!("{unix_mode:04o}"))),
         ("defer_connect", duration_or_off(*defer_connect)),
         ("accept", render_accept(accept)),
+        ("proxy_protocol", proxy::required(proxy_protocol.as_ref())),
     ])
 }
 
@@ -190,6 +193,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
                 on_down,
                 on_no_server,
                 fallback,
+                proxy_protocol,
             },
         check,
         servers,
@@ -203,6 +207,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         ("slow_start", duration_or_off(*slow_start)),
         ("on_down", word(&ON_DOWNS, on_down)),
         ("on_no_server", word(&ON_NO_SERVERS, on_no_server)),
+        ("proxy_protocol", proxy::sent(proxy_protocol.as_ref())),
         (
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),

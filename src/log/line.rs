@@ -63,6 +63,9 @@ impl Renderer {
             Some(address) => put(out, format_args!(",\"downstream\":\"{address}\"")),
             None => put(out, format_args!(",\"downstream\":\"unix\"")),
         }
+        if let Some(proxy) = record.via {
+            put(out, format_args!(",\"via\":\"{proxy}\""));
+        }
         let server = record
             .server
             .map_or("null", |server| name(&self.servers, server.0));
@@ -207,6 +210,7 @@ mod tests {
             upstream: UpstreamId(0),
             server: Some(ServerId(1)),
             downstream: Some("[::1]:5000".parse().unwrap()),
+            via: None,
             ended_at: UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789),
             connect_us: Some(1_250),
             first_byte_us: None,

@@ -23,6 +23,8 @@ pub struct Record {
     pub server: Option<ServerId>,
     /// The client's address; `None` for a unix socket.
     pub downstream: Option<SocketAddr>,
+    /// The proxy in front that told who the client is; `None` without a PROXY header.
+    pub via: Option<SocketAddr>,
     /// When the session ended. Wall clock, for people; every duration is monotonic.
     pub ended_at: SystemTime,
     /// From accept to the established upstream connection, in microseconds.

@@ -20,6 +20,7 @@ fn record(core: u16, sequence: u64, cause: Cause) -> Record {
         upstream: UpstreamId(0),
         server: None,
         downstream: None,
+        via: None,
         ended_at: SystemTime::UNIX_EPOCH,
         connect_us: None,
         first_byte_us: None,

@@ -193,6 +193,8 @@ pub struct ListenerMetrics {
     pub accept_aborted_total: u64,
     /// Times that accepting paused because too few file descriptors were free.
     pub accept_paused_total: u64,
+    /// PROXY headers that were refused, by what was wrong with them.
+    pub proxy_errors_total: HashMap<&'static str, u64>,
     /// Accept to the first byte from the server.
     pub first_byte: LatencyHistogram,
     /// Accept to the end.

@@ -26,6 +26,9 @@ pub trait Servers {
         client: BorrowedFd<'_>,
     ) -> impl Future<Output = Result<(ServerId, Self::Seat), NoNext>>;
 
+    /// What goes to the server before the client's bytes; nothing if empty.
+    fn preface(&self, seat: &Self::Seat, client: BorrowedFd<'_>) -> Vec<u8>;
+
     /// Hears how an attempt ended: connected, or failed for a reason.
     fn attempted(&mut self, seat: &Self::Seat, result: Result<(), Cause>);
 }
@@ -109,7 +112,12 @@ pub async fn serve<S: Servers>(
             downstream.as_fd(),
             plan.stop,
         );
-        match dialled.await {
+        let dialled = dialled.await.and_then(|upstream| {
+            let preface = plan.servers.preface(&seat, downstream.as_fd());
+            dial::introduce(&upstream, &preface)?;
+            Ok(upstream)
+        });
+        match dialled {
             Ok(upstream) => {
                 attempts.connect_us = clock::now_us() - started_us;
                 plan.servers.attempted(&seat, Ok(()));

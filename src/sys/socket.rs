@@ -274,6 +274,61 @@ pub fn peek(socket: BorrowedFd<'_>) -> Peer {
     }
 }
 
+/// Copies what waits to be read into `buffer` and leaves it there (`MSG_PEEK`); 0 is FIN, or nothing asked for.
+///
+/// Errors: those of recv(2); `WouldBlock` when nothing waits.
+pub fn peek_bytes(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    receive(socket, buffer, libc::MSG_PEEK)
+}
+
+/// Takes as many bytes as fit into `buffer`, of those that wait.
+///
+/// Errors: those of recv(2); `WouldBlock` when nothing waits.
+pub fn take_bytes(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    receive(socket, buffer, 0)
+}
+
+fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: `buffer` is writable for its length.
+    let result = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags | libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends what the socket takes at once. A peer that is gone is an error and no signal.
+///
+/// Errors: those of send(2); `WouldBlock` when it takes nothing.
+pub fn send_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: `bytes` is readable for its length.
+    let result = unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the peer has closed or reset the connection, whatever of its bytes is still to be read.
+pub fn has_ended(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd, as the count says; a timeout of 0 never blocks.
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+    ready == 1
+}
+
 /// Whether the socket reports POLLERR: a reset that waits behind unread bytes.
 fn has_failed(socket: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd {

@@ -31,6 +31,7 @@ use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
 use crate::log::{Producer, RateLimit};
 use crate::metrics::CoreMetrics;
+use crate::mode::proxy::Required;
 use crate::outcome::Cause;
 use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
@@ -76,6 +77,8 @@ pub struct ServiceListener {
     pub defer_connect: Option<Duration>,
     /// A unix socket: it knows no SYN and no SO_REUSEPORT.
     pub is_unix: bool,
+    /// A PROXY header comes first.
+    pub proxy_protocol: Option<Required>,
 }
 
 /// Everything that a core thread starts with.

@@ -16,26 +16,37 @@ use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
 use crate::sys::socket::{self, Peer};
 use crate::units::{ServerId, UpstreamId};
+use crate::wire::proxy::Header;
 
 /// How often a session that waits for a place looks whether its client is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Who the session is for.
+pub(super) struct Client {
+    /// As its socket says, or the PROXY header; `None` for a unix socket.
+    pub(super) address: Option<SocketAddr>,
+    /// The PROXY header, if the listener wants one.
+    pub(super) header: Option<Header>,
+}
 
 /// See the head of this file.
 pub(super) struct Route<'a> {
     core: &'a Core,
     group: Rc<Group>,
+    client: Client,
     /// What the balancer may go by.
     hash: u64,
     tried: Vec<ServerId>,
 }
 
 impl<'a> Route<'a> {
-    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Option<SocketAddr>) -> Self {
+    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Client) -> Self {
         Self {
             core,
             group: Rc::clone(&core.groups[usize::from(upstream.0)]),
             // Clients of a unix socket are one host.
-            hash: client.map_or(0, hash_address),
+            hash: client.address.map_or(0, hash_address),
+            client,
             tried: Vec::new(),
         }
     }
@@ -151,6 +162,13 @@ impl Servers for Route<'_> {
             }
         }
         self.wait(client).await
+    }
+
+    fn preface(&self, _: &Seat, client: BorrowedFd<'_>) -> Vec<u8> {
+        let Some(told) = self.group.settings.told else {
+            return Vec::new();
+        };
+        told.header(self.client.address, self.client.header.as_ref(), client)
     }
 
     fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {

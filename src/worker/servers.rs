@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::queue::Queue;
 use crate::balance::health::{Heard, Observation, ServerFault};
 use crate::balance::{Algorithm, Balancer, Candidate, Options};
+use crate::mode::proxy::Told;
 use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
@@ -133,6 +134,8 @@ pub struct UpstreamSettings {
     pub without_server: WithoutServer,
     /// Where such sessions go first.
     pub fallback: Option<UpstreamId>,
+    /// The PROXY header that servers get.
+    pub told: Option<Told>,
 }
 
 /// What becomes of a session for which there is no server.

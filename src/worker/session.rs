@@ -5,18 +5,20 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::route::Route;
+use super::route::{Client, Route};
 use super::servers::Seat;
 use super::{Core, Ledger};
 use crate::core;
 use crate::log::record::{Record, wall_clock};
 use crate::metrics::ClosedKey;
+use crate::mode::proxy;
 use crate::mode::tcp::{self, Attempts, Connected, Plan};
 use crate::outcome::{CloseReason, MoverKind};
 use crate::relay::pair::End;
 use crate::relay::{Summary, Watcher};
 use crate::sys::clock;
 use crate::units::{ListenerId, ServerId, UpstreamId};
+use crate::wire::proxy::ProxyError;
 
 /// What is known of a session before it relays.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,10 @@ pub(super) struct Opening {
     sequence: u64,
     listener: ListenerId,
     upstream: UpstreamId,
+    /// The client.
     downstream: Option<SocketAddr>,
+    /// The proxy in front of us that told who the client is.
+    via: Option<SocketAddr>,
     accepted_us: u64,
     attempts: u16,
 }
@@ -52,7 +57,27 @@ pub(super) async fn run(
     let mut opening = ledger.open(listener, settings.upstream, downstream, accepted_us);
     core::take_in_hand(opening.sequence);
     panic_if_told_to(opening.sequence);
-    let mut servers = Route::new(&core, settings.upstream, downstream);
+    let mut header = None;
+    let mut client = client;
+    if let Some(required) = &settings.proxy_protocol {
+        match proxy::receive(client, downstream, required, &core.aborting).await {
+            Ok((socket, told)) => {
+                client = socket;
+                opening.downstream = told.source().or(downstream);
+                opening.via = told.source().and(downstream);
+                header = Some(told);
+            }
+            Err(refused) => {
+                ledger.note_proxy_error(listener, refused.error);
+                return ledger.close(clock::now_us(), opening, None, refused.reason, |_| ());
+            }
+        }
+    }
+    let known = Client {
+        address: opening.downstream,
+        header,
+    };
+    let mut servers = Route::new(&core, settings.upstream, known);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,
@@ -114,8 +139,17 @@ impl Ledger {
             listener,
             upstream,
             downstream,
+            via: None,
             accepted_us,
             attempts: 0,
+        }
+    }
+
+    fn note_proxy_error(&self, listener: ListenerId, error: Option<ProxyError>) {
+        if let Some(error) = error {
+            let mut metrics = self.metrics.borrow_mut();
+            let errors = &mut metrics.listener(listener).proxy_errors_total;
+            *errors.entry(error.as_str()).or_default() += 1;
         }
     }
 
@@ -159,6 +193,7 @@ impl Ledger {
             upstream: opening.upstream,
             server,
             downstream: opening.downstream,
+            via: opening.via,
             ended_at: wall_clock(),
             connect_us: None,
             first_byte_us: None,

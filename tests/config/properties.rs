@@ -9,8 +9,9 @@ use corelay::config;
 use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
     Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Keepalive,
-    Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Server,
-    ServerAddress, Steer, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
+    Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, ProxyRequired, ProxySent,
+    ProxyVersions, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
+    UpstreamPolicy, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
@@ -198,6 +199,11 @@ fn a_config() -> impl Strategy<Value = Config> {
                     unix_mode,
                     defer_connect,
                     accept,
+                    proxy_protocol: (backlog % 4 == 0).then(|| ProxyRequired {
+                        versions: ProxyVersions::V2,
+                        trusted: vec!["10.0.0.0/8".parse().expect("a network")],
+                        timeout: Duration::from_millis(backlog.into()),
+                    }),
                 });
                 let servers = servers[index]
                     .iter()
@@ -247,6 +253,11 @@ fn a_config() -> impl Strategy<Value = Config> {
                         on_no_server: [OnNoServer::Reset, OnNoServer::Close, OnNoServer::Hold]
                             [backlog as usize % 3],
                         fallback: None,
+                        proxy_protocol: (backlog % 4 == 1).then_some(ProxySent {
+                            version: ProxyVersions::V2,
+                            crc32c: backlog % 8 == 1,
+                            pass_tlvs: backlog % 8 != 1,
+                        }),
                     },
                     check: a_check(backlog),
                     servers,

@@ -35,6 +35,7 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod observe;
+mod proxy_protocol;
 mod splicing;
 mod starting;
 mod support;

@@ -47,6 +47,9 @@ impl ServerFault {
             | Cause::ServersFull
             | Cause::QueueTimeout
             | Cause::ServerDown
+            | Cause::ProxyUntrusted
+            | Cause::ProxyMalformed
+            | Cause::ProxyTimeout
             | Cause::Drain => None,
         }
     }

@@ -7,8 +7,8 @@ use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Check, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
-    Timeouts, Upstream, UpstreamPolicy, Workers,
+    Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Server,
+    ServerAddress, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
@@ -38,6 +38,7 @@ pub(super) struct ListenerDraft {
     pub(super) unix_mode: u32,
     pub(super) defer_connect: Option<Duration>,
     pub(super) accept: Accept,
+    pub(super) proxy_protocol: Option<ProxyRequired>,
 }
 
 pub(super) struct UpstreamDraft {
@@ -349,6 +350,7 @@ impl Draft {
             unix_mode: listener.unix_mode,
             defer_connect: listener.defer_connect,
             accept: listener.accept,
+            proxy_protocol: listener.proxy_protocol.clone(),
         });
         let servers = |servers: &[ServerDraft]| {
             servers

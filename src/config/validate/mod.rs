@@ -8,10 +8,12 @@
 mod cross;
 mod health;
 mod listeners;
+mod proxy;
 mod settings;
 mod upstreams;
 
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
+pub(super) use proxy::VERSIONS;
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 pub(super) use upstreams::BALANCES;
 
@@ -44,7 +46,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 15] = [
+    let sections: [(&str, &[&str]); 17] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -53,7 +55,9 @@ pub(super) fn known_keys() -> Vec<String> {
         ("tcp.keepalive.", &settings::KEEPALIVE_KEYS),
         ("listeners.NAME.", &LISTENER_KEYS),
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
+        ("listeners.NAME.proxy_protocol.", &proxy::REQUIRED_KEYS),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
+        ("upstreams.NAME.proxy_protocol.", &proxy::SENT_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
@@ -129,6 +133,7 @@ pub(super) fn validate_relay(
         unix_mode: DEFAULT_UNIX_MODE,
         defer_connect: None,
         accept: DEFAULT_ACCEPT,
+        proxy_protocol: None,
     };
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
@@ -241,6 +246,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             unix_mode: DEFAULT_UNIX_MODE,
             defer_connect: None,
             accept: DEFAULT_ACCEPT,
+            proxy_protocol: None,
         });
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
         draft.upstreams.push(UpstreamDraft {

@@ -2,7 +2,7 @@
 
 use super::cross::{ServerDraft, UpstreamDraft};
 use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
-use super::{parse_server, within};
+use super::{parse_server, proxy, within};
 use crate::config::limits::{
     DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
     SERVERS_MAX, TIMEOUT, WEIGHT,
@@ -11,7 +11,7 @@ use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 10] = [
+pub(super) const UPSTREAM_KEYS: [&str; 11] = [
     "balance",
     "retries",
     "queue",
@@ -21,6 +21,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 10] = [
     "on_down",
     "on_no_server",
     "fallback",
+    "proxy_protocol",
     "servers",
 ];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
@@ -127,6 +128,10 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
         on_down,
         on_no_server,
         fallback: None,
+        proxy_protocol: section
+            .get("proxy_protocol")
+            .and_then(|at| proxy::sent(report, at))
+            .flatten(),
     }
 }
 

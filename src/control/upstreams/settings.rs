@@ -6,9 +6,11 @@ use std::time::Duration;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, CheckKind, Eject, Expect, OnNoServer, Upstream, UpstreamPolicy,
+    Balance, Check, CheckKind, Eject, Expect, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
 };
 use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
+use crate::mode::proxy::Told;
+use crate::wire::proxy::Version;
 use crate::worker::servers::{UpstreamSettings, WithoutServer};
 
 /// Above so many cores, adding up the connections of every server costs more than looking at two.
@@ -40,6 +42,14 @@ pub(in crate::control) fn settings(
             OnNoServer::Hold => WithoutServer::Hold,
         },
         fallback: policy.fallback,
+        told: policy.proxy_protocol.map(|sent| Told {
+            version: match sent.version {
+                ProxyVersions::V1 => Version::V1,
+                ProxyVersions::V2 | ProxyVersions::Any => Version::V2,
+            },
+            crc32c: sent.crc32c,
+            pass_tlvs: sent.pass_tlvs,
+        }),
     }
 }
 

@@ -74,6 +74,22 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     page.per_core_and(scrape, names, |c| &c.listeners, |l| l.accept_paused_total);
 }
 
+pub(super) fn proxy_errors(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
+    page.counter(
+        "corelay_proxy_header_errors_total",
+        "PROXY headers that were refused, by what was wrong with them.",
+    );
+    for core in scrape.cores {
+        for (listener, name) in core.listeners.iter().zip(&labels.listeners) {
+            let errors: BTreeMap<_, _> = listener.proxy_errors_total.iter().collect();
+            for (error, count) in errors {
+                let pairs = format!("core=\"{}\",{name},error=\"{error}\"", core.core);
+                page.sample(&pairs, count);
+            }
+        }
+    }
+}
+
 pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     let names = &labels.upstreams;
     page.counter(

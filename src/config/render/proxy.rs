@@ -1,0 +1,39 @@
+//! `proxy_protocol` of listeners and upstreams.
+
+use serde_yaml::Value;
+
+use super::{VERSIONS, duration, mapping, text, word};
+use crate::config::model::{ProxyRequired, ProxySent};
+
+pub(super) fn required(required: Option<&ProxyRequired>) -> Value {
+    let Some(ProxyRequired {
+        versions,
+        trusted,
+        timeout,
+    }) = required
+    else {
+        return text("off");
+    };
+    let trusted = trusted.iter().map(text);
+    mapping([
+        ("versions", word(&VERSIONS, versions)),
+        ("trusted", Value::Sequence(trusted.collect())),
+        ("timeout", duration(*timeout)),
+    ])
+}
+
+pub(super) fn sent(sent: Option<&ProxySent>) -> Value {
+    let Some(ProxySent {
+        version,
+        crc32c,
+        pass_tlvs,
+    }) = sent
+    else {
+        return text("off");
+    };
+    mapping([
+        ("version", word(&VERSIONS, version)),
+        ("crc32c", (*crc32c).into()),
+        ("pass_tlvs", (*pass_tlvs).into()),
+    ])
+}

@@ -1,0 +1,109 @@
+//! `proxy_protocol` of listeners and of upstreams.
+
+use crate::config::limits::{DEFAULT_PROXY_TIMEOUT, TIMEOUT};
+use crate::config::model::{ProxyRequired, ProxySent, ProxyVersions};
+use crate::config::raw::Value;
+use crate::config::read::{Cursor, Report};
+use crate::policy::network::Network;
+
+pub(super) const REQUIRED_KEYS: [&str; 3] = ["versions", "trusted", "timeout"];
+pub(super) const SENT_KEYS: [&str; 3] = ["version", "crc32c", "pass_tlvs"];
+
+/// The words of `versions`.
+pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
+    ("any", ProxyVersions::Any),
+    ("v1", ProxyVersions::V1),
+    ("v2", ProxyVersions::V2),
+];
+
+/// The word for every network.
+pub(in crate::config) const ALL: &str = "all";
+
+/// `off`, or a section.
+pub(super) fn required(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<ProxyRequired>> {
+    if report.is_off(at) {
+        return Some(None);
+    }
+    let section = report.section(at, &REQUIRED_KEYS)?;
+    let versions = section
+        .get("versions")
+        .and_then(|at| report.choice(at, &VERSIONS))
+        .unwrap_or(ProxyVersions::Any);
+    let timeout = section
+        .get("timeout")
+        .and_then(|at| report.duration(at, &TIMEOUT))
+        .unwrap_or(DEFAULT_PROXY_TIMEOUT);
+    let trusted_at = section.require(report, "trusted", "trusted: [10.0.0.0/8]");
+    let trusted = trusted_at.and_then(|at| networks(report, at))?;
+    Some(Some(ProxyRequired {
+        versions,
+        trusted,
+        timeout,
+    }))
+}
+
+/// `all`, one network, or a list of networks.
+fn networks(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<Network>> {
+    let items = match &at.node.value {
+        Value::List(_) => report.list(at)?,
+        _ => vec![at.clone()],
+    };
+    if items.is_empty() {
+        report.add(
+            at.place(),
+            "the list is empty: nobody could connect",
+            "name the networks of the proxies in front, like [10.0.0.0/8], or all",
+        );
+        return None;
+    }
+    let mut networks = Vec::new();
+    for item in &items {
+        let text = report.text(item)?;
+        if text == ALL {
+            let every = ["0.0.0.0/0", "::/0"].map(str::parse::<Network>);
+            networks.extend(every.map(|network| network.expect("a network")));
+            continue;
+        }
+        match text.parse::<Network>() {
+            Ok(network) => networks.push(network),
+            Err(error) => report.add(item.place(), error.to_string(), error.remedy()),
+        }
+    }
+    Some(networks)
+}
+
+/// `off`, a version, or a section.
+pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<ProxySent>> {
+    if report.is_off(at) {
+        return Some(None);
+    }
+    let versions = [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
+    if !matches!(at.node.value, Value::Map(_)) {
+        return Some(Some(ProxySent {
+            version: report.choice(at, &versions)?,
+            crc32c: false,
+            pass_tlvs: true,
+        }));
+    }
+    let section = report.section(at, &SENT_KEYS)?;
+    let version_at = section.require(report, "version", "version: v2");
+    let version = version_at.and_then(|at| report.choice(at, &versions))?;
+    let mut flag = |key, default| {
+        let at = section.get(key);
+        at.and_then(|at| report.boolean(at)).unwrap_or(default)
+    };
+    let crc32c = flag("crc32c", false);
+    let pass_tlvs = flag("pass_tlvs", true);
+    if crc32c && version == ProxyVersions::V1 {
+        report.add(
+            section.place.clone(),
+            "version 1 has no checksum",
+            "set version to v2, or crc32c to false",
+        );
+    }
+    Some(Some(ProxySent {
+        version,
+        crc32c,
+        pass_tlvs,
+    }))
+}

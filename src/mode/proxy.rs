@@ -1,0 +1,141 @@
+//! The PROXY protocol on both sides: who the client is, told by whoever is in front of us, and told on to the
+//! servers.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::peek::{self, Limits, Peeked};
+use crate::core::Signal;
+use crate::outcome::{Cause, CloseReason, Side, Stage};
+use crate::policy::access::{Access, Action};
+use crate::sys::socket;
+use crate::wire::proxy::{
+    self, Addresses, Command, HEADER_MAX_BYTES, Header, Mode, ProxyError, Tlvs, V2Options,
+};
+
+/// What a listener wants of its clients.
+#[derive(Debug)]
+pub struct Required {
+    /// Which versions.
+    pub mode: Mode,
+    /// For the whole header.
+    pub timeout: Duration,
+    /// Who may send one; [`Action::Deny`] for everybody else.
+    pub trusted: Access,
+}
+
+/// Why there is no header.
+#[derive(Debug)]
+pub struct Refused {
+    /// For the record.
+    pub reason: CloseReason,
+    /// What is wrong with the header, if there is one.
+    pub error: Option<ProxyError>,
+}
+
+/// Takes the header off the stream. On error the socket is closed with a reset.
+///
+/// # Errors
+/// A sender that is not trusted, and a header that is missing, malformed, cut short or late.
+pub async fn receive(
+    downstream: OwnedFd,
+    peer: Option<SocketAddr>,
+    required: &Required,
+    stop: &Signal,
+) -> Result<(OwnedFd, Header), Refused> {
+    let refused = |side, cause| Refused {
+        reason: CloseReason::new(side, Stage::Accept, cause),
+        error: None,
+    };
+    // A unix socket's clients are this host's: its file mode says who may.
+    let is_trusted = peer.is_none_or(|peer| required.trusted.decide(peer.ip()) == Action::Allow);
+    if !is_trusted {
+        socket::linger_zero(downstream.as_fd());
+        return Err(refused(Side::Downstream, Cause::ProxyUntrusted));
+    }
+    let limits = Limits {
+        timeout: required.timeout,
+        max_bytes: HEADER_MAX_BYTES,
+        stop,
+    };
+    let parse = |bytes: &[u8]| proxy::parse(required.mode, bytes);
+    let (downstream, peeked) = peek::peek(downstream, limits, parse).await;
+    let Some(downstream) = downstream else {
+        return Err(refused(Side::Local, Cause::LocalResources));
+    };
+    let why = match peeked {
+        Peeked::Done(header, used) => {
+            let mut bytes = vec![0; used];
+            if matches!(socket::take_bytes(downstream.as_fd(), &mut bytes), Ok(took) if took == used)
+            {
+                return Ok((downstream, header));
+            }
+            refused(Side::Downstream, Cause::Reset)
+        }
+        Peeked::Bad(error) => Refused {
+            error: Some(error),
+            ..refused(Side::Downstream, Cause::ProxyMalformed)
+        },
+        Peeked::Truncated if socket::has_unread(downstream.as_fd()) => {
+            refused(Side::Downstream, Cause::ProxyMalformed)
+        }
+        // A port scan or a TCP health check.
+        Peeked::Truncated => return Err(refused(Side::Downstream, Cause::Empty)),
+        Peeked::Timeout => refused(Side::Local, Cause::ProxyTimeout),
+        Peeked::Stopped => refused(Side::Local, Cause::Drain),
+        Peeked::Reset => refused(Side::Downstream, Cause::Reset),
+        Peeked::Local => refused(Side::Local, Cause::LocalResources),
+    };
+    socket::linger_zero(downstream.as_fd());
+    Err(why)
+}
+
+/// What an upstream's servers are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// In which form.
+    pub version: proxy::Version,
+    /// Version 2: with a checksum.
+    pub crc32c: bool,
+    /// Version 2: with what the header that came in said of the name, the protocol and the id.
+    pub pass_tlvs: bool,
+}
+
+impl Told {
+    /// The bytes that go before the client's. Addresses are those of the header that came in, else those of
+    /// the client's socket; a client of a unix socket is told as unknown.
+    pub fn header(
+        self,
+        client: Option<SocketAddr>,
+        received: Option<&Header>,
+        downstream: BorrowedFd<'_>,
+    ) -> Vec<u8> {
+        let command = received.map_or(Command::Proxy, |header| header.command);
+        let addresses = match received {
+            Some(header) if header.addresses != Addresses::Unknown => header.addresses.clone(),
+            _ => match (client, socket::local_address(&downstream)) {
+                (Some(source), Ok(Some(destination))) => Addresses::Inet {
+                    source,
+                    destination,
+                },
+                _ => Addresses::Unknown,
+            },
+        };
+        if self.version == proxy::Version::V1 {
+            return proxy::encode_v1(&addresses);
+        }
+        let none = Tlvs::default();
+        let options = |tlvs| V2Options {
+            command,
+            addresses: &addresses,
+            tlvs,
+            crc32c: self.crc32c,
+        };
+        let tlvs = received.filter(|_| self.pass_tlvs).map(|it| &it.tlvs);
+        // TLVs that fitted a header once may not fit beside a checksum: then they stay out.
+        proxy::encode_v2(options(tlvs.unwrap_or(&none)))
+            .or_else(|_| proxy::encode_v2(options(&none)))
+            .unwrap_or_else(|_| proxy::encode_v1(&Addresses::Unknown))
+    }
+}

@@ -1,0 +1,357 @@
+//! PROXY headers from those in front and to the servers: cases 37 and 49 to 55, and HAProxy and nginx as
+//! peers.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use corelay::wire::proxy::{
+    Addresses, Command, Header, Mode, Tlvs, V2Options, encode_v1, encode_v2, parse,
+};
+use corelay_bench::servers::{RefusedPort, Server};
+use serde_json::json;
+
+use crate::support::peer_proxy::PeerProxy;
+use crate::support::peers::{
+    End, connect, expect_bytes, expect_rejected, expect_reset, finish, read_to_end,
+};
+use crate::support::proxy::assert_reason;
+use crate::support::{Config, Proxy, Upstream, skip};
+
+const CLIENT: &str = "192.0.2.7:51514";
+
+fn addresses() -> Addresses {
+    Addresses::Inet {
+        source: CLIENT.parse().unwrap(),
+        destination: "198.51.100.1:443".parse().unwrap(),
+    }
+}
+
+fn v1() -> Vec<u8> {
+    encode_v1(&addresses())
+}
+
+fn v2(command: Command, addresses: &Addresses, tlvs: &Tlvs) -> Vec<u8> {
+    let options = V2Options {
+        command,
+        addresses,
+        tlvs,
+        crc32c: true,
+    };
+    encode_v2(options).unwrap()
+}
+
+/// A listener that wants headers, from this host unless told otherwise.
+fn required(server: SocketAddr) -> Config {
+    Config::to([server]).set(
+        "listeners.edge.proxy_protocol",
+        json!({ "trusted": ["127.0.0.0/8"] }),
+    )
+}
+
+/// A header off the stream, as a server reads it.
+fn read_header(stream: &mut TcpStream) -> Header {
+    let mut bytes = Vec::new();
+    loop {
+        match parse(Mode::Any, &bytes) {
+            corelay::wire::Parsed::Done { value, used } => {
+                assert_eq!(used, bytes.len());
+                return value;
+            }
+            corelay::wire::Parsed::NeedMore => {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a whole header");
+                bytes.extend(byte);
+            }
+            corelay::wire::Parsed::Bad(error) => panic!("{error} in {bytes:?}"),
+        }
+    }
+}
+
+#[test]
+fn case_49_the_client_is_whom_the_header_names_and_its_bytes_follow_unchanged() {
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&required(upstream.address()));
+    let v6 = Addresses::Inet {
+        source: "[2001:db8::7]:4000".parse().unwrap(),
+        destination: "[2001:db8::1]:443".parse().unwrap(),
+    };
+    let none = Tlvs::default();
+    let tlvs = Tlvs {
+        authority: Some("app.example".to_owned()),
+        ..Tlvs::default()
+    };
+    let unknown = Addresses::Unknown;
+    let headers = [
+        (v1(), Some(CLIENT)),
+        (v2(Command::Proxy, &addresses(), &none), Some(CLIENT)),
+        (v2(Command::Proxy, &v6, &tlvs), Some("[2001:db8::7]:4000")),
+        (b"PROXY UNKNOWN\r\n".to_vec(), None),
+        (v2(Command::Local, &addresses(), &none), None),
+        (v2(Command::Proxy, &unknown, &none), None),
+    ];
+    for (round, (header, named)) in headers.iter().enumerate() {
+        let mut client = connect(proxy.address());
+        let own = client.local_addr().unwrap().to_string();
+        // Case 51: header and payload in one segment.
+        client
+            .write_all(&[header.as_slice(), b"hello"].concat())
+            .unwrap();
+        expect_bytes(&mut client, b"hello");
+        client.write_all(b"more").unwrap();
+        expect_bytes(&mut client, b"more");
+        drop(client);
+        let line = proxy.access_lines(round + 1).remove(round);
+        assert_eq!(line["downstream"], named.unwrap_or(&own));
+        assert_eq!(line["via"].as_str(), named.map(|_| own.as_str()), "{line}");
+        assert_eq!(
+            line["bytes_to_upstream"], 9,
+            "the header is not the client's: {line}"
+        );
+    }
+    proxy.finish();
+}
+
+#[test]
+fn case_50_a_header_may_be_split_anywhere() {
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&required(upstream.address()));
+    let header = v2(Command::Proxy, &addresses(), &Tlvs::default());
+    let mut clients = Vec::new();
+    for split in 1..header.len() {
+        let mut client = connect(proxy.address());
+        client.write_all(&header[..split]).unwrap();
+        clients.push((client, split));
+    }
+    // Long enough for every first part to have been looked at.
+    std::thread::sleep(Duration::from_millis(100));
+    for (client, split) in &mut clients {
+        client
+            .write_all(&[&header[*split..], b"x"].concat())
+            .unwrap();
+        expect_bytes(client, b"x");
+    }
+    drop(clients);
+    for line in proxy.access_lines(header.len() - 1) {
+        assert_eq!(line["downstream"], CLIENT);
+    }
+    proxy.finish();
+}
+
+#[test]
+fn cases_52_and_53_a_bad_header_is_refused_and_nobody_is_contacted() {
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&required(upstream.address()));
+    let mut wrong_sum = v2(Command::Proxy, &addresses(), &Tlvs::default());
+    *wrong_sum.last_mut().unwrap() ^= 1;
+    let mut no_end = v1();
+    no_end.truncate(no_end.len() - 2);
+    no_end.extend([b' '; 100]);
+    let headers: [(&[u8], &str); 5] = [
+        (b"GET / HTTP/1.1\r\n\r\n", "proxy_signature"),
+        (b"\x16\x03\x01", "proxy_signature"),
+        (&wrong_sum, "proxy_crc"),
+        (&no_end, "proxy_"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n", "proxy_address"),
+    ];
+    for (round, (bytes, _)) in headers.iter().enumerate() {
+        let mut client = connect(proxy.address());
+        client.write_all(bytes).unwrap();
+        expect_reset(&mut client);
+        let line = proxy.access_lines(round + 1).remove(round);
+        assert_reason(&line, "downstream/accept/proxy_malformed");
+    }
+    let page = proxy.get("/metrics").body;
+    for (_, error) in headers {
+        let seen = page.lines().any(|line| {
+            line.starts_with("corelay_proxy_header_errors_total") && line.contains(error)
+        });
+        assert!(seen, "{error} is not counted");
+    }
+    // Cut short, and a connection without a byte.
+    let mut client = connect(proxy.address());
+    client.write_all(b"PROXY TCP4 1.2").unwrap();
+    finish(&client);
+    assert_eq!(read_to_end(&mut client).1, End::Reset);
+    drop(connect(proxy.address()));
+    let lines = proxy.access_lines(7);
+    assert_reason(&lines[5], "downstream/accept/proxy_malformed");
+    assert_reason(&lines[6], "downstream/accept/empty");
+    assert_eq!(upstream.stats().accepted, 0);
+    proxy.finish();
+}
+
+#[test]
+fn case_37_a_header_that_trickles_in_is_over_at_the_one_deadline() {
+    let upstream = Server::echo().start().unwrap();
+    let config = required(upstream.address()).set("listeners.edge.proxy_protocol.timeout", "600ms");
+    let proxy = Proxy::start(&config);
+    let mut client = connect(proxy.address());
+    let began = Instant::now();
+    let header = v1();
+    for byte in header.iter().take(8) {
+        client.write_all(&[*byte]).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    expect_reset(&mut client);
+    assert!(began.elapsed() >= Duration::from_millis(600));
+    assert_reason(&proxy.access_line(), "local/accept/proxy_timeout");
+    proxy.finish();
+}
+
+#[test]
+fn case_54_only_those_who_are_trusted_may_send_one() {
+    let upstream = Server::echo().start().unwrap();
+    let config = required(upstream.address()).set(
+        "listeners.edge.proxy_protocol.trusted",
+        json!(["10.0.0.0/8", "127.0.0.2"]),
+    );
+    let proxy = Proxy::start(&config);
+    expect_rejected(proxy.address());
+    assert_reason(&proxy.access_line(), "downstream/accept/proxy_untrusted");
+    assert_eq!(upstream.stats().accepted, 0);
+    proxy.finish();
+}
+
+#[test]
+fn case_55_servers_get_the_header_once_before_the_data_also_after_a_retry() {
+    let dead = RefusedPort::new().unwrap();
+    for (version, expected) in [("v1", Mode::V1), ("v2", Mode::V2)] {
+        let upstream = Upstream::new();
+        let config = Config::to([dead.address(), upstream.address()])
+            .set("workers", 1)
+            .set("upstreams.app.eject", "off")
+            .set("upstreams.app.proxy_protocol", version);
+        let proxy = Proxy::start(&config);
+        for _ in 0..2 {
+            let mut client = connect(proxy.address());
+            client.write_all(b"data").unwrap();
+            let mut server = upstream.accept();
+            let header = read_header(&mut server);
+            assert_eq!(
+                header.version,
+                match expected {
+                    Mode::V1 => corelay::wire::proxy::Version::V1,
+                    _ => corelay::wire::proxy::Version::V2,
+                }
+            );
+            assert_eq!(header.source(), client.local_addr().ok());
+            assert_eq!(header.destination(), Some(proxy.address()));
+            expect_bytes(&mut server, b"data");
+            server.write_all(b"reply").unwrap();
+            drop(server);
+            assert_eq!(read_to_end(&mut client), (b"reply".to_vec(), End::Fin));
+        }
+        proxy.finish();
+    }
+}
+
+#[test]
+fn what_came_in_is_told_on() {
+    let upstream = Upstream::new();
+    let config = required(upstream.address()).set(
+        "upstreams.app.proxy_protocol",
+        json!({ "version": "v2", "crc32c": true }),
+    );
+    let proxy = Proxy::start(&config);
+    let tlvs = Tlvs {
+        alpn: Some(b"h2".to_vec()),
+        authority: Some("app.example".to_owned()),
+        unique_id: Some(b"id-1".to_vec()),
+    };
+    let mut client = connect(proxy.address());
+    client
+        .write_all(&v2(Command::Proxy, &addresses(), &tlvs))
+        .unwrap();
+    let mut server = upstream.accept();
+    let header = read_header(&mut server);
+    assert_eq!((&header.addresses, &header.tlvs), (&addresses(), &tlvs));
+    drop((client, server));
+    proxy.finish();
+}
+
+#[test]
+fn haproxy_and_nginx_send_headers_that_are_understood() {
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&required(upstream.address()));
+    let to = proxy.address();
+    let senders = [
+        (
+            "haproxy v1",
+            PeerProxy::haproxy("", &format!("{to} send-proxy")),
+        ),
+        (
+            "haproxy v2",
+            PeerProxy::haproxy("", &format!("{to} send-proxy-v2 proxy-v2-options crc32c")),
+        ),
+        (
+            "nginx",
+            PeerProxy::nginx("", &format!("proxy_pass {to}; proxy_protocol on;")),
+        ),
+    ];
+    let mut rounds = 0;
+    for (name, sender) in senders {
+        let Some(sender) = sender else {
+            skip("PROXY headers of others", &format!("no {name} here"));
+            continue;
+        };
+        let mut client = connect(sender.address());
+        let own = client.local_addr().unwrap().to_string();
+        client.write_all(b"hello").unwrap();
+        expect_bytes(&mut client, b"hello");
+        drop(client);
+        let line = proxy.access_lines(rounds + 1).remove(rounds);
+        assert_eq!(line["downstream"], own, "{name}");
+        rounds += 1;
+    }
+    proxy.finish();
+}
+
+#[test]
+fn haproxy_and_nginx_understand_ours() {
+    for version in ["v1", "v2"] {
+        let behind = Upstream::new();
+        // HAProxy tells on whom it was told of.
+        if let Some(peer) =
+            PeerProxy::haproxy("accept-proxy", &format!("{} send-proxy", behind.address()))
+        {
+            let config = Config::to([peer.address()]).set("upstreams.app.proxy_protocol", version);
+            let proxy = Proxy::start(&config);
+            let mut client = connect(proxy.address());
+            client.write_all(b"data").unwrap();
+            let mut server = behind.accept();
+            let header = read_header(&mut server);
+            assert_eq!(
+                header.source(),
+                client.local_addr().ok(),
+                "haproxy, {version}"
+            );
+            expect_bytes(&mut server, b"data");
+            drop((client, server));
+            proxy.finish();
+        } else {
+            skip("PROXY headers to others", "no haproxy here");
+        }
+        if let Some(peer) = PeerProxy::nginx(
+            "proxy_protocol",
+            "return $proxy_protocol_addr:$proxy_protocol_port;",
+        ) {
+            let config = Config::to([peer.address()]).set("upstreams.app.proxy_protocol", version);
+            let proxy = Proxy::start(&config);
+            let mut client = connect(proxy.address());
+            let own = client.local_addr().unwrap().to_string();
+            assert_eq!(
+                read_to_end(&mut client),
+                (own.into_bytes(), End::Fin),
+                "nginx, {version}"
+            );
+            drop(client);
+            proxy.finish();
+        } else {
+            skip(
+                "PROXY headers to others",
+                "no nginx with its stream module here",
+            );
+        }
+    }
+}
