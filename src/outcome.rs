@@ -70,6 +70,10 @@ pub enum Cause {
     ProxyMalformed,
     /// The PROXY header was not complete within its timeout.
     ProxyTimeout,
+    /// What the client is to be routed by is malformed, cut short or too long.
+    RouteMalformed,
+    /// What the client is to be routed by was not complete within its timeout.
+    RouteTimeout,
     /// No byte moved for `timeouts.idle`.
     IdleTimeout,
     /// One side had closed and the other stayed silent for `timeouts.half_close`.
@@ -112,7 +116,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 23] = [
+    pub const ALL: [Cause; 25] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -131,6 +135,8 @@ impl Cause {
         Cause::ProxyUntrusted,
         Cause::ProxyMalformed,
         Cause::ProxyTimeout,
+        Cause::RouteMalformed,
+        Cause::RouteTimeout,
         Cause::IdleTimeout,
         Cause::HalfCloseTimeout,
         Cause::MaxAge,
@@ -159,6 +165,8 @@ impl Cause {
             Cause::ProxyUntrusted => "proxy_untrusted",
             Cause::ProxyMalformed => "proxy_malformed",
             Cause::ProxyTimeout => "proxy_timeout",
+            Cause::RouteMalformed => "route_malformed",
+            Cause::RouteTimeout => "route_timeout",
             Cause::IdleTimeout => "idle_timeout",
             Cause::HalfCloseTimeout => "half_close_timeout",
             Cause::MaxAge => "max_age",

@@ -341,7 +341,7 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 12] = [
+const ALTERNATIVES: [&str; 17] = [
     "upstreams.NAME.check.server_name",
     "upstreams.NAME.check.send",
     "upstreams.NAME.check.expect",
@@ -351,6 +351,11 @@ const ALTERNATIVES: [&str; 12] = [
     "listeners.NAME.proxy_protocol.trusted",
     "listeners.NAME.proxy_protocol.versions",
     "listeners.NAME.proxy_protocol.timeout",
+    "listeners.NAME.route.by",
+    "listeners.NAME.route.names",
+    "listeners.NAME.route.no_name",
+    "listeners.NAME.route.other_protocol",
+    "listeners.NAME.route.timeout",
     "upstreams.NAME.proxy_protocol.version",
     "upstreams.NAME.proxy_protocol.crc32c",
     "upstreams.NAME.proxy_protocol.pass_tlvs",
@@ -398,7 +403,7 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, proxy_protocol: { trusted: all } }, f: { bind: 127.0.0.1:3, upstream: f } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, proxy_protocol: { trusted: all }, route: { by: sni, names: {} } }, f: { bind: 127.0.0.1:3, upstream: f } }\n\
          upstreams:\n\
          \x20 b: { servers: [c:1], fallback: d, check: { type: http, port: 1 }, proxy_protocol: v2 }\n\
          \x20 d: { servers: [e:1], check: { type: tls, server_name: e } }\n\

@@ -168,7 +168,11 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     fallback: None,
     proxy_protocol: None,
 };
+/// Most names that one listener routes by.
+pub const ROUTE_NAMES_MAX: usize = 10_000;
 /// As HAProxy's documentation advises: longer than one lost segment takes to come again.
+pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
+/// See [`DEFAULT_ROUTE_TIMEOUT`].
 pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Made for a log collector.

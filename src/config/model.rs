@@ -132,6 +132,33 @@ pub struct Listener {
     pub accept: Accept,
     /// A PROXY header comes first and tells who the client is; `None`: none comes.
     pub proxy_protocol: Option<ProxyRequired>,
+    /// Sessions go by the name that the client asks for; `None`: all to `upstream`.
+    pub route: Option<Route>,
+}
+
+/// Where sessions go by the name that the client asks for. The listener's `upstream` gets those with other
+/// names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// What the name is taken from.
+    pub by: RouteBy,
+    /// Names in lower case, and wildcards like `*.example.com`, in the order of the file.
+    pub names: Vec<(String, UpstreamId)>,
+    /// For clients that ask for no name.
+    pub no_name: UpstreamId,
+    /// For clients that speak another protocol.
+    pub other_protocol: UpstreamId,
+    /// For the whole of what is looked at.
+    pub timeout: Duration,
+}
+
+/// What the name is taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteBy {
+    /// The server name of a TLS ClientHello.
+    Sni,
+    /// The host of an HTTP/1 request.
+    Host,
 }
 
 /// The PROXY header that a listener's clients must send.

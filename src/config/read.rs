@@ -235,6 +235,12 @@ impl<'e> Report<'e> {
         })
     }
 
+    /// A mapping with any keys.
+    pub(super) fn pairs<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, Cursor<'n>)>> {
+        let entries = self.entries(at)?.into_iter();
+        Some(entries.map(|(key, _, value)| (key, value)).collect())
+    }
+
     /// A mapping whose keys are names that the user gives.
     pub(super) fn named<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, Cursor<'n>)>> {
         let entries = self.entries(at)?;

@@ -13,13 +13,14 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, Upstream, UpstreamPolicy,
+    Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
-    ON_NO_SERVERS, STEERS, VERSIONS,
+    ON_NO_SERVERS, ROUTE_BYS, STEERS, VERSIONS,
 };
-use crate::units::{ByteSize, format_duration};
+use crate::units::{ByteSize, UpstreamId, format_duration};
 
 /// Writes a configuration in the full form.
 pub fn render(config: &Config) -> String {
@@ -152,6 +153,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         defer_connect,
         accept,
         proxy_protocol,
+        route,
     } = listener;
     mapping([
         ("bind", text(bind)),
@@ -161,6 +163,29 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         ("defer_connect", duration_or_off(*defer_connect)),
         ("accept", render_accept(accept)),
         ("proxy_protocol", proxy::required(proxy_protocol.as_ref())),
+        ("route", render_route(route.as_ref(), upstreams)),
+    ])
+}
+
+fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
+    let Some(Route {
+        by,
+        names,
+        no_name,
+        other_protocol,
+        timeout,
+    }) = route
+    else {
+        return text("off");
+    };
+    let name_of = |id: &UpstreamId| text(&upstreams[usize::from(id.0)].name);
+    let names = names.iter().map(|(name, to)| (name.as_str(), name_of(to)));
+    mapping([
+        ("by", word(&ROUTE_BYS, by)),
+        ("names", mapping(names)),
+        ("no_name", name_of(no_name)),
+        ("other_protocol", name_of(other_protocol)),
+        ("timeout", duration(*timeout)),
     ])
 }
 

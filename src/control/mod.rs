@@ -11,6 +11,7 @@ pub mod admin;
 mod fds;
 pub mod health;
 pub mod listen;
+mod modes;
 pub mod notify;
 pub mod panic;
 pub mod process_log;
@@ -27,12 +28,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::{AccessLog, Mover, ProxyRequired, ProxyVersions, Workers};
+use crate::config::model::{AccessLog, Mover, Workers};
 use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
-use crate::mode::proxy::Required;
-use crate::policy::access::{Access, Action, Rule};
 use crate::relay::RelayOptions;
 use crate::relay::bulk::{MoverChoice, Thresholds};
 use crate::ring::zero_copy::ZERO_COPY_MIN_BYTES;
@@ -41,7 +40,6 @@ use crate::sys::limits::KernelVersion;
 use crate::sys::socket::Keepalive;
 use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
-use crate::wire::proxy::Mode;
 use crate::worker::budget::FdBudget;
 use crate::worker::queue::SharedQueue;
 use crate::worker::servers::Pool;
@@ -447,7 +445,8 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
                 backlog: listener.backlog,
                 defer_connect: listener.defer_connect,
                 is_unix: matches!(listener.bind, Address::Unix(_)),
-                proxy_protocol: listener.proxy_protocol.as_ref().map(proxy_required),
+                proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
+                routes: modes::routes(listener),
             })
             .collect(),
         upstreams: config
@@ -484,22 +483,6 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
         },
         busy_poll: config.relay.busy_poll.unwrap_or_default(),
         connect_timeout: config.timeouts.connect,
-    }
-}
-
-fn proxy_required(required: &ProxyRequired) -> Required {
-    let allow = |&network: &_| Rule {
-        action: Action::Allow,
-        network,
-    };
-    Required {
-        mode: match required.versions {
-            ProxyVersions::Any => Mode::Any,
-            ProxyVersions::V1 => Mode::V1,
-            ProxyVersions::V2 => Mode::V2,
-        },
-        timeout: required.timeout,
-        trusted: Access::new(required.trusted.iter().map(allow).collect(), Action::Deny),
     }
 }
 

@@ -2,4 +2,5 @@
 
 pub mod peek;
 pub mod proxy;
+pub mod route;
 pub mod tcp;

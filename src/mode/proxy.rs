@@ -10,6 +10,7 @@ use crate::core::Signal;
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::policy::access::{Access, Action};
 use crate::sys::socket;
+use crate::wire::name::ServerName;
 use crate::wire::proxy::{
     self, Addresses, Command, HEADER_MAX_BYTES, Header, Mode, ProxyError, Tlvs, V2Options,
 };
@@ -102,15 +103,27 @@ pub struct Told {
     pub pass_tlvs: bool,
 }
 
+/// What is known of a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Introduced<'a> {
+    /// Its address; `None` for a unix socket.
+    pub client: Option<SocketAddr>,
+    /// The header that came in.
+    pub received: Option<&'a Header>,
+    /// The name that it asked for.
+    pub name: Option<&'a ServerName>,
+}
+
 impl Told {
     /// The bytes that go before the client's. Addresses are those of the header that came in, else those of
-    /// the client's socket; a client of a unix socket is told as unknown.
-    pub fn header(
-        self,
-        client: Option<SocketAddr>,
-        received: Option<&Header>,
-        downstream: BorrowedFd<'_>,
-    ) -> Vec<u8> {
+    /// the client's socket; a client of a unix socket is told as unknown. The name that the client asked for
+    /// goes along if the header that came in told none.
+    pub fn header(self, introduced: Introduced<'_>, downstream: BorrowedFd<'_>) -> Vec<u8> {
+        let Introduced {
+            client,
+            received,
+            name,
+        } = introduced;
         let command = received.map_or(Command::Proxy, |header| header.command);
         let addresses = match received {
             Some(header) if header.addresses != Addresses::Unknown => header.addresses.clone(),
@@ -132,9 +145,14 @@ impl Told {
             tlvs,
             crc32c: self.crc32c,
         };
-        let tlvs = received.filter(|_| self.pass_tlvs).map(|it| &it.tlvs);
+        let mut passed = none.clone();
+        if self.pass_tlvs {
+            passed = received.map_or(passed, |it| it.tlvs.clone());
+            let name = || name.map(|name| name.as_str().to_owned());
+            passed.authority = passed.authority.or_else(name);
+        }
         // TLVs that fitted a header once may not fit beside a checksum: then they stay out.
-        proxy::encode_v2(options(tlvs.unwrap_or(&none)))
+        proxy::encode_v2(options(&passed))
             .or_else(|_| proxy::encode_v2(options(&none)))
             .unwrap_or_else(|_| proxy::encode_v1(&Addresses::Unknown))
     }

@@ -5,6 +5,7 @@
 //! - [`access`]: an ordered list of allowed and denied networks; [`list`] reads such a list's file.
 //! - [`bucket`]: a rate with a burst, for one owner or shared by all cores.
 //! - [`sources`]: connections and new connections per source network, in a bounded table.
+//! - [`names`]: exact names and wildcards.
 //! - [`limit`]: how many of something there may be at once.
 //!
 //! Time is `now_us`, monotonic microseconds from any start; cores may disagree by a little. What is
@@ -14,5 +15,6 @@ pub mod access;
 pub mod bucket;
 pub mod limit;
 pub mod list;
+pub mod names;
 pub mod network;
 pub mod sources;

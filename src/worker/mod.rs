@@ -32,6 +32,7 @@ use crate::core::{self, Signal};
 use crate::log::{Producer, RateLimit};
 use crate::metrics::CoreMetrics;
 use crate::mode::proxy::Required;
+use crate::mode::route::Routes;
 use crate::outcome::Cause;
 use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
@@ -79,6 +80,8 @@ pub struct ServiceListener {
     pub is_unix: bool,
     /// A PROXY header comes first.
     pub proxy_protocol: Option<Required>,
+    /// Sessions go by the name that the client asks for.
+    pub routes: Option<Routes>,
 }
 
 /// Everything that a core thread starts with.

@@ -11,11 +11,13 @@ use super::servers::{Group, NoSeat, Seat, WithoutServer};
 use super::{Core, queue};
 use crate::balance::hash_address;
 use crate::core::{self, Either};
+use crate::mode::proxy::Introduced;
 use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
 use crate::sys::socket::{self, Peer};
 use crate::units::{ServerId, UpstreamId};
+use crate::wire::name::ServerName;
 use crate::wire::proxy::Header;
 
 /// How often a session that waits for a place looks whether its client is still there.
@@ -27,6 +29,8 @@ pub(super) struct Client {
     pub(super) address: Option<SocketAddr>,
     /// The PROXY header, if the listener wants one.
     pub(super) header: Option<Header>,
+    /// The name that it asks for, if the listener routes by it.
+    pub(super) name: Option<ServerName>,
 }
 
 /// See the head of this file.
@@ -168,7 +172,12 @@ impl Servers for Route<'_> {
         let Some(told) = self.group.settings.told else {
             return Vec::new();
         };
-        told.header(self.client.address, self.client.header.as_ref(), client)
+        let told_of = Introduced {
+            client: self.client.address,
+            received: self.client.header.as_ref(),
+            name: self.client.name.as_ref(),
+        };
+        told.header(told_of, client)
     }
 
     fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {

@@ -11,8 +11,8 @@ use super::{Core, Ledger};
 use crate::core;
 use crate::log::record::{Record, wall_clock};
 use crate::metrics::ClosedKey;
-use crate::mode::proxy;
 use crate::mode::tcp::{self, Attempts, Connected, Plan};
+use crate::mode::{self, proxy};
 use crate::outcome::{CloseReason, MoverKind};
 use crate::relay::pair::End;
 use crate::relay::{Summary, Watcher};
@@ -73,11 +73,25 @@ pub(super) async fn run(
             }
         }
     }
+    let mut name = None;
+    if let Some(routes) = &settings.routes {
+        match mode::route::route(client, routes, &core.aborting).await {
+            Ok(routed) => {
+                client = routed.downstream;
+                opening.upstream = routed.upstream;
+                name = routed.name;
+            }
+            Err(reason) => {
+                return ledger.close(clock::now_us(), opening, None, reason, |_| ());
+            }
+        }
+    }
     let known = Client {
         address: opening.downstream,
         header,
+        name,
     };
-    let mut servers = Route::new(&core, settings.upstream, known);
+    let mut servers = Route::new(&core, opening.upstream, known);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,

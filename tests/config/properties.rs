@@ -10,8 +10,8 @@ use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
     Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Keepalive,
     Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, ProxyRequired, ProxySent,
-    ProxyVersions, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
-    UpstreamPolicy, Workers,
+    ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, Steer, TcpOptions,
+    Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
@@ -202,6 +202,16 @@ fn a_config() -> impl Strategy<Value = Config> {
                     proxy_protocol: (backlog % 4 == 0).then(|| ProxyRequired {
                         versions: ProxyVersions::V2,
                         trusted: vec!["10.0.0.0/8".parse().expect("a network")],
+                        timeout: Duration::from_millis(backlog.into()),
+                    }),
+                    route: (backlog % 4 == 2).then(|| Route {
+                        by: RouteBy::Host,
+                        names: vec![
+                            ("a.example".to_owned(), UpstreamId(number)),
+                            ("*.b.example".to_owned(), UpstreamId(number)),
+                        ],
+                        no_name: UpstreamId(number),
+                        other_protocol: UpstreamId(number),
                         timeout: Duration::from_millis(backlog.into()),
                     }),
                 });

@@ -36,6 +36,7 @@ mod lifecycle;
 mod limits;
 mod observe;
 mod proxy_protocol;
+mod routing;
 mod splicing;
 mod starting;
 mod support;

@@ -50,6 +50,8 @@ impl ServerFault {
             | Cause::ProxyUntrusted
             | Cause::ProxyMalformed
             | Cause::ProxyTimeout
+            | Cause::RouteMalformed
+            | Cause::RouteTimeout
             | Cause::Drain => None,
         }
     }

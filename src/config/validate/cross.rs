@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::route::RouteDraft;
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Server,
+    Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Route, Server,
     ServerAddress, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
@@ -39,6 +40,7 @@ pub(super) struct ListenerDraft {
     pub(super) defer_connect: Option<Duration>,
     pub(super) accept: Accept,
     pub(super) proxy_protocol: Option<ProxyRequired>,
+    pub(super) route: Option<RouteDraft>,
 }
 
 pub(super) struct UpstreamDraft {
@@ -122,7 +124,9 @@ fn check_references(report: &mut Report<'_>, draft: &Draft) {
         let (wanted, place) = upstream.fallback.as_ref()?;
         Some((wanted, place))
     });
-    for (wanted, place) in from_listeners.chain(from_fallbacks) {
+    let routes = draft.listeners.iter().filter_map(|it| it.route.as_ref());
+    let from_routes = routes.flat_map(RouteDraft::upstreams);
+    for (wanted, place) in from_listeners.chain(from_fallbacks).chain(from_routes) {
         if names.contains(&wanted.as_str()) {
             continue;
         }
@@ -153,8 +157,11 @@ fn check_references(report: &mut Report<'_>, draft: &Draft) {
         let name = Some(upstream.name.as_str());
         let mut listeners = draft.listeners.iter();
         let mut others = draft.upstreams.iter();
-        let is_used = listeners.any(|listener| listener.upstream.as_deref() == name)
-            || others.any(|it| it.fallback.as_ref().map(|(name, _)| name.as_str()) == name);
+        let is_used = listeners.any(|listener| {
+            let mut routed = listener.route.iter().flat_map(RouteDraft::upstreams);
+            listener.upstream.as_deref() == name || routed.any(|(it, _)| Some(it.as_str()) == name)
+        }) || others
+            .any(|it| it.fallback.as_ref().map(|(name, _)| name.as_str()) == name);
         if !is_used {
             let remedy = "point a listener at it, or remove it";
             report.add(
@@ -351,6 +358,22 @@ impl Draft {
             defer_connect: listener.defer_connect,
             accept: listener.accept,
             proxy_protocol: listener.proxy_protocol.clone(),
+            route: listener.route.as_ref().map(|route| {
+                let default = id_of(listener.upstream.as_deref().expect(whole));
+                let or_default = |named: &Option<(String, Place)>| {
+                    named.as_ref().map_or(default, |(name, _)| id_of(name))
+                };
+                let names = route.names.iter();
+                Route {
+                    by: route.by,
+                    names: names
+                        .map(|(name, to, _)| (name.clone(), id_of(to)))
+                        .collect(),
+                    no_name: or_default(&route.no_name),
+                    other_protocol: or_default(&route.other_protocol),
+                    timeout: route.timeout,
+                }
+            }),
         });
         let servers = |servers: &[ServerDraft]| {
             servers

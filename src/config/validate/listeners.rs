@@ -1,6 +1,7 @@
 //! The listeners of the full form.
 
 use super::cross::ListenerDraft;
+use super::route::route;
 use super::{parse_bind, proxy, settings, within};
 use crate::config::limits::{
     BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, TIMEOUT,
@@ -9,7 +10,7 @@ use crate::config::limits::{
 use crate::config::read::{Cursor, Report};
 use crate::units::shorten;
 
-pub(super) const LISTENER_KEYS: [&str; 7] = [
+pub(super) const LISTENER_KEYS: [&str; 8] = [
     "bind",
     "upstream",
     "backlog",
@@ -17,6 +18,7 @@ pub(super) const LISTENER_KEYS: [&str; 7] = [
     "defer_connect",
     "accept",
     "proxy_protocol",
+    "route",
 ];
 
 pub(super) fn listeners(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ListenerDraft> {
@@ -70,6 +72,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         .get("proxy_protocol")
         .and_then(|at| proxy::required(report, at))
         .flatten();
+    let route = section.get("route").and_then(|at| route(report, at));
     Some(ListenerDraft {
         name: name.to_owned(),
         bind,
@@ -81,6 +84,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         defer_connect,
         accept,
         proxy_protocol,
+        route,
     })
 }
 

@@ -9,11 +9,13 @@ mod cross;
 mod health;
 mod listeners;
 mod proxy;
+mod route;
 mod settings;
 mod upstreams;
 
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
 pub(super) use proxy::VERSIONS;
+pub(super) use route::ROUTE_BYS;
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 pub(super) use upstreams::BALANCES;
 
@@ -46,7 +48,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 17] = [
+    let sections: [(&str, &[&str]); 18] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -56,6 +58,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("listeners.NAME.", &LISTENER_KEYS),
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
         ("listeners.NAME.proxy_protocol.", &proxy::REQUIRED_KEYS),
+        ("listeners.NAME.route.", &route::ROUTE_KEYS),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.proxy_protocol.", &proxy::SENT_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
@@ -134,6 +137,7 @@ pub(super) fn validate_relay(
         defer_connect: None,
         accept: DEFAULT_ACCEPT,
         proxy_protocol: None,
+        route: None,
     };
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
@@ -247,6 +251,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             defer_connect: None,
             accept: DEFAULT_ACCEPT,
             proxy_protocol: None,
+            route: None,
         });
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
         draft.upstreams.push(UpstreamDraft {

@@ -1,0 +1,137 @@
+//! Routing by the name that a client asks for, without ending its TLS: the SNI of a ClientHello, or the Host of
+//! an HTTP/1 request. What is looked at stays in the socket and is forwarded unchanged.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::peek::{self, Limits, Peeked};
+use crate::core::Signal;
+use crate::outcome::{Cause, CloseReason, Side, Stage};
+use crate::policy::names::Names;
+use crate::sys::socket;
+use crate::units::UpstreamId;
+use crate::wire::Parsed;
+use crate::wire::client_hello::{self, HELLO_MAX_BYTES, HelloError};
+use crate::wire::http_head::{self, HEAD_MAX_BYTES, HeadError};
+use crate::wire::name::{Host, ServerName};
+
+/// What the name is taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The server name of a TLS ClientHello (RFC 6066).
+    Sni,
+    /// The host of an HTTP/1 request (RFC 9112).
+    Host,
+}
+
+/// Where the sessions of a listener go.
+#[derive(Debug)]
+pub struct Routes {
+    /// What the name is taken from.
+    pub by: By,
+    /// Names, and wildcards.
+    pub names: Names<UpstreamId>,
+    /// For names that are not among them.
+    pub default: UpstreamId,
+    /// For clients that ask for no name.
+    pub no_name: UpstreamId,
+    /// For clients that speak another protocol.
+    pub other_protocol: UpstreamId,
+    /// For the whole of what is looked at.
+    pub timeout: Duration,
+}
+
+/// A client and where it goes.
+#[derive(Debug)]
+pub struct Routed {
+    /// The client.
+    pub downstream: OwnedFd,
+    /// Where it goes.
+    pub upstream: UpstreamId,
+    /// What it asked for.
+    pub name: Option<ServerName>,
+}
+
+/// What the beginning of the stream says.
+enum Asked {
+    Name(ServerName),
+    NoName,
+    OtherProtocol,
+}
+
+/// Finds out where a client goes. On error its socket is closed with a reset.
+///
+/// # Errors
+/// What it sent is malformed, cut short, too long or late.
+pub async fn route(
+    downstream: OwnedFd,
+    routes: &Routes,
+    stop: &Signal,
+) -> Result<Routed, CloseReason> {
+    let limits = Limits {
+        timeout: routes.timeout,
+        max_bytes: match routes.by {
+            By::Sni => HELLO_MAX_BYTES,
+            By::Host => HEAD_MAX_BYTES,
+        },
+        stop,
+    };
+    let parse = |bytes: &[u8]| asked(routes.by, bytes);
+    let (downstream, peeked) = peek::peek(downstream, limits, parse).await;
+    let closed = |side, cause| CloseReason::new(side, Stage::Accept, cause);
+    let Some(downstream) = downstream else {
+        return Err(closed(Side::Local, Cause::LocalResources));
+    };
+    let reason = match peeked {
+        Peeked::Done(asked, _) => {
+            let (upstream, name) = match asked {
+                Asked::Name(name) => {
+                    let found = routes.names.get(name.as_str());
+                    (found.unwrap_or(routes.default), Some(name))
+                }
+                Asked::NoName => (routes.no_name, None),
+                Asked::OtherProtocol => (routes.other_protocol, None),
+            };
+            return Ok(Routed {
+                downstream,
+                upstream,
+                name,
+            });
+        }
+        Peeked::Bad(()) => closed(Side::Downstream, Cause::RouteMalformed),
+        Peeked::Truncated if socket::has_unread(downstream.as_fd()) => {
+            closed(Side::Downstream, Cause::RouteMalformed)
+        }
+        // A port scan or a TCP health check.
+        Peeked::Truncated => return Err(closed(Side::Downstream, Cause::Empty)),
+        Peeked::Timeout => closed(Side::Local, Cause::RouteTimeout),
+        Peeked::Stopped => closed(Side::Local, Cause::Drain),
+        Peeked::Reset => closed(Side::Downstream, Cause::Reset),
+        Peeked::Local => closed(Side::Local, Cause::LocalResources),
+    };
+    socket::linger_zero(downstream.as_fd());
+    Err(reason)
+}
+
+fn asked(by: By, bytes: &[u8]) -> Parsed<Asked, ()> {
+    let done = |value| Parsed::Done { value, used: 0 };
+    match by {
+        By::Sni => match client_hello::peek(bytes, HELLO_MAX_BYTES) {
+            Parsed::Done { value, .. } => {
+                done(value.server_name.map_or(Asked::NoName, Asked::Name))
+            }
+            Parsed::NeedMore => Parsed::NeedMore,
+            Parsed::Bad(HelloError::NotTls) => done(Asked::OtherProtocol),
+            Parsed::Bad(_) => Parsed::Bad(()),
+        },
+        By::Host => match http_head::peek(bytes, HEAD_MAX_BYTES) {
+            Parsed::Done { value, .. } => done(match value.host {
+                Some(Host::Name(name)) => Asked::Name(name),
+                Some(Host::Ip(_)) | None => Asked::NoName,
+            }),
+            Parsed::NeedMore => Parsed::NeedMore,
+            Parsed::Bad(HeadError::NotHttp | HeadError::Http2) => done(Asked::OtherProtocol),
+            Parsed::Bad(_) => Parsed::Bad(()),
+        },
+    }
+}
