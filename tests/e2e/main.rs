@@ -34,6 +34,7 @@ mod health;
 mod integrity;
 mod lifecycle;
 mod limits;
+mod migration;
 mod observe;
 mod proxy_protocol;
 mod routing;

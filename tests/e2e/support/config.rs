@@ -55,6 +55,12 @@ impl Config {
         self
     }
 
+    /// The name of its first listener.
+    pub(crate) fn listener_name(&self) -> String {
+        let listeners = self.root["listeners"].as_object().expect("a mapping");
+        listeners.keys().next().expect("a listener").clone()
+    }
+
     /// Writes the file.
     pub(crate) fn write(&self, path: &Path) {
         let text = serde_json::to_string_pretty(&self.root).expect("a JSON value prints");
