@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
+use crate::control::gates;
 
 /// How the process ends; documented in `--help`, and part of what scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,7 +175,13 @@ pub fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn check_to(args: &CheckArgs, stdout: &mut dyn Write, stderr: &mut dyn Write) -> ExitCode {
-    let (code, written) = match config::load(&args.config) {
+    let loaded = config::load(&args.config).map_err(|error| error.to_string());
+    // The files that a configuration names are part of it.
+    let checked = loaded.and_then(|config| match gates::check_lists(&config) {
+        Ok(()) => Ok(config),
+        Err(error) => Err(format!("{}: {error}", args.config.display())),
+    });
+    let (code, written) = match checked {
         Ok(config) if args.print => (ExitCode::Ok, write!(stdout, "{}", config::render(&config))),
         Ok(config) => (
             ExitCode::Ok,

@@ -60,6 +60,18 @@ pub enum Cause {
     QueueTimeout,
     /// No file descriptor or kernel memory left (EMFILE, ENFILE, ENOMEM, ENOBUFS).
     LocalResources,
+    /// The listener's access list denies the client's address.
+    Denied,
+    /// The listener has its `limits.connections`.
+    ListenerFull,
+    /// More new connections than the listener's `limits.rate`.
+    RateLimited,
+    /// The client's network has its `limits.per_source.connections`.
+    SourceFull,
+    /// More new connections from the client's network than `limits.per_source.rate`.
+    SourceRateLimited,
+    /// The table of networks is full, and `limits.per_source.on_full` is `refuse`.
+    SourceTableFull,
     /// The client sent nothing within `defer_connect`.
     FirstByteTimeout,
     /// No byte moved for `timeouts.idle`.
@@ -104,7 +116,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 19] = [
+    pub const ALL: [Cause; 25] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -118,6 +130,12 @@ impl Cause {
         Cause::ServersFull,
         Cause::QueueTimeout,
         Cause::LocalResources,
+        Cause::Denied,
+        Cause::ListenerFull,
+        Cause::RateLimited,
+        Cause::SourceFull,
+        Cause::SourceRateLimited,
+        Cause::SourceTableFull,
         Cause::FirstByteTimeout,
         Cause::IdleTimeout,
         Cause::HalfCloseTimeout,
@@ -142,6 +160,12 @@ impl Cause {
             Cause::ServersFull => "servers_full",
             Cause::QueueTimeout => "queue_timeout",
             Cause::LocalResources => "local_resources",
+            Cause::Denied => "denied",
+            Cause::ListenerFull => "listener_full",
+            Cause::RateLimited => "rate_limited",
+            Cause::SourceFull => "source_full",
+            Cause::SourceRateLimited => "source_rate_limited",
+            Cause::SourceTableFull => "source_table_full",
             Cause::FirstByteTimeout => "first_byte_timeout",
             Cause::IdleTimeout => "idle_timeout",
             Cause::HalfCloseTimeout => "half_close_timeout",

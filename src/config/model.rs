@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::units::network::Network;
 use crate::units::{Address, UpstreamId};
 
 /// A whole configuration, ready to run.
@@ -128,6 +129,12 @@ pub struct Listener {
     pub defer_connect: Option<Duration>,
     /// How the kernel hands connections over.
     pub accept: Accept,
+    /// Who may connect; `None` is everybody.
+    pub access: Option<Access>,
+    /// How many may, and how fast new ones.
+    pub limits: Limits,
+    /// How somebody who may not connect is sent away.
+    pub on_refuse: OnRefuse,
 }
 
 /// How the kernel hands a listener's connections over. Without meaning for a unix socket.
@@ -150,6 +157,88 @@ pub enum Steer {
     Hash,
     /// The core whose CPU received the SYN.
     Cpu,
+}
+
+/// Who may connect, by address. List files are still paths here; `control` reads them at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Tried in this order, the first that holds an address decides.
+    pub rules: Vec<AccessRule>,
+    /// Where none does: the rule for `all` at the end of the list.
+    pub otherwise: Verdict,
+}
+
+/// One rule of an access list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessRule {
+    /// What is to be done.
+    pub verdict: Verdict,
+    /// With whom; at least one.
+    pub sources: Vec<AccessSource>,
+}
+
+/// Addresses that an access rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessSource {
+    /// Those of one network.
+    Network(Network),
+    /// Those of every network in this file.
+    File(PathBuf),
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served.
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+/// How many clients may be connected, over all cores, and how fast new ones may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// At a time; `None` is no limit.
+    pub connections: Option<u32>,
+    /// New ones; `None` is no limit.
+    pub rate: Option<ConnectionRate>,
+    /// The same for the clients of one network.
+    pub per_source: PerSource,
+}
+
+/// New connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionRate {
+    /// In every second.
+    pub per_second: u32,
+    /// At once, after a pause.
+    pub burst: u32,
+}
+
+/// Limits for the clients of one network. Without a limit nothing of it is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerSource {
+    /// At a time; `None` is no limit.
+    pub connections: Option<u32>,
+    /// New ones; `None` is no limit.
+    pub rate: Option<ConnectionRate>,
+    /// Leading bits of an IPv4 address that make up its network.
+    pub v4_prefix_bits: u8,
+    /// The same of an IPv6 address.
+    pub v6_prefix_bits: u8,
+    /// Most networks that are known at a time.
+    pub table: u32,
+    /// What becomes of a client of one more.
+    pub on_full: Verdict,
+}
+
+/// How a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRefuse {
+    /// With RST.
+    Reset,
+    /// With FIN, as if the server had nothing to say.
+    Close,
 }
 
 /// A group of interchangeable servers.

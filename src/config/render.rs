@@ -3,6 +3,8 @@
 //!
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
+mod policy;
+
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,7 +15,7 @@ use super::model::{
     Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_REFUSES, STEERS,
 };
 use crate::units::{ByteSize, format_duration};
 
@@ -147,6 +149,9 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         unix_mode,
         defer_connect,
         accept,
+        access,
+        limits,
+        on_refuse,
     } = listener;
     mapping([
         ("bind", text(bind)),
@@ -155,6 +160,9 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         ("unix_mode", text(format!("{unix_mode:04o}"))),
         ("defer_connect", duration_or_off(*defer_connect)),
         ("accept", render_accept(accept)),
+        ("access", policy::render_access(access.as_ref())),
+        ("limits", policy::render_limits(limits)),
+        ("on_refuse", word(&ON_REFUSES, on_refuse)),
     ])
 }
 

@@ -9,6 +9,7 @@
 
 pub mod admin;
 mod fds;
+pub mod gates;
 pub mod health;
 pub mod listen;
 pub mod notify;
@@ -27,7 +28,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::{AccessLog, Mover, Workers};
+use crate::config::model::{AccessLog, Listener, Mover, Workers};
 use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
@@ -40,6 +41,7 @@ use crate::sys::socket::Keepalive;
 use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
+use crate::worker::gate::Gate;
 use crate::worker::queue::SharedQueue;
 use crate::worker::servers::Pool;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
@@ -70,6 +72,9 @@ pub enum RunError {
     /// A host name.
     #[error(transparent)]
     Resolve(#[from] resolve::ResolveError),
+    /// A file of an access list.
+    #[error("{0}; nothing was started")]
+    ListFile(#[from] gates::ListFileError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] log::LogError),
@@ -115,6 +120,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
+    let gates = gates::gates(config)?;
     let resolved = resolve::resolve(config)?;
     let options = socket_options(config);
     let Bound {
@@ -128,7 +134,10 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let names = names(config, &resolved);
     let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
     let pools = pools::first(config, &resolved, cpus.len());
-    let service = Arc::new(service(config, options, fds.pipes_per_core, cpus.len()));
+    let service = Arc::new(Service {
+        listeners: listeners(config, gates),
+        ..service(config, options, fds.pipes_per_core, cpus.len())
+    });
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds.limit, cpus.len());
 
@@ -421,19 +430,22 @@ fn start_access_log(
     Ok((writer, producers))
 }
 
+fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListener> {
+    let listeners = config.listeners.iter().zip(gates);
+    let listener = |(listener, gate): (&Listener, _)| ServiceListener {
+        upstream: listener.upstream,
+        backlog: listener.backlog,
+        defer_connect: listener.defer_connect,
+        gate,
+        is_unix: matches!(listener.bind, Address::Unix(_)),
+    };
+    listeners.map(listener).collect()
+}
+
 fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: usize) -> Service {
     let large = config.buffers.size_bytes / 2;
     Service {
-        listeners: config
-            .listeners
-            .iter()
-            .map(|listener| ServiceListener {
-                upstream: listener.upstream,
-                backlog: listener.backlog,
-                defer_connect: listener.defer_connect,
-                is_unix: matches!(listener.bind, Address::Unix(_)),
-            })
-            .collect(),
+        listeners: Vec::new(),
         upstreams: config
             .upstreams
             .iter()

@@ -166,6 +166,8 @@ pub struct CoreMetrics {
 pub struct ClosedKey {
     /// Where it was accepted.
     pub listener: ListenerId,
+    /// Where it was to go; `None` if it was refused before that was decided.
+    pub upstream: Option<UpstreamId>,
     /// The server that took it, if one did.
     pub server: Option<ServerId>,
     /// Why it ended.
@@ -189,6 +191,8 @@ pub struct ListenerMetrics {
     pub accept_aborted_total: u64,
     /// Times that accepting paused because too few file descriptors were free.
     pub accept_paused_total: u64,
+    /// Connections that passed `limits.per_source` uncounted, because its table was full.
+    pub sources_uncounted_total: u64,
     /// Accept to the first byte from the server.
     pub first_byte: LatencyHistogram,
     /// Accept to the end.

@@ -76,6 +76,7 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
             "accept_exhausted": total(|l| l.accept_exhausted_total),
             "accept_aborted": total(|l| l.accept_aborted_total),
             "accept_paused": total(|l| l.accept_paused_total),
+            "sources_uncounted": total(|l| l.sources_uncounted_total),
             "first_byte": latency(&merged(scrape, |core| &core.listeners[index].first_byte)),
             "duration": latency(&merged(scrape, |core| &core.listeners[index].duration)),
         });
@@ -299,6 +300,7 @@ mod tests {
             for (cause, count) in [(Cause::Empty, 1), (Cause::Finished, 9), (Cause::Reset, 3)] {
                 let key = ClosedKey {
                     listener: ListenerId(0),
+                    upstream: Some(UpstreamId(0)),
                     server: None,
                     reason: CloseReason::new(Side::Downstream, Stage::Relay, cause),
                 };

@@ -10,6 +10,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::gate::Door;
+use super::session::Arrival;
 use super::{Core, session};
 use crate::core::readiness::Readiness;
 use crate::core::{self, Either};
@@ -123,15 +125,28 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                     // Fails only if there is none to detach: a unix socket.
                     let _ = socket::detach_filter(client.as_fd());
                 }
+                let arrival = Arrival {
+                    listener: id,
+                    downstream: peer,
+                    accepted_us: clock::now_us(),
+                };
+                let pass = match &core.doors[usize::from(id.0)] {
+                    None => None,
+                    Some(door) => match door.enter(peer, arrival.accepted_us) {
+                        Ok(admitted) => {
+                            ledger.note_uncounted(id, admitted.is_uncounted);
+                            admitted.pass
+                        }
+                        Err(cause) => {
+                            refuse(door, client);
+                            ledger.refused(arrival, cause);
+                            continue;
+                        }
+                    },
+                };
                 // Counted here and not in the session's task: the next look at the budget must see it.
                 ledger.session_began(id);
-                core::run_or_spawn(session::run(
-                    Rc::clone(core),
-                    id,
-                    client,
-                    peer,
-                    clock::now_us(),
-                ));
+                core::run_or_spawn(session::run(Rc::clone(core), client, arrival, pass));
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Batch::Empty,
@@ -158,4 +173,10 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
         }
     }
     Batch::Full
+}
+
+fn refuse(door: &Door, client: OwnedFd) {
+    if door.resets() {
+        socket::linger_zero(client.as_fd());
+    }
 }

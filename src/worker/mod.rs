@@ -10,6 +10,7 @@
 
 mod accept;
 pub mod budget;
+pub mod gate;
 pub mod queue;
 mod route;
 pub mod servers;
@@ -38,6 +39,7 @@ use crate::sys::socket::Options;
 use crate::sys::{affinity, clock, fd};
 use crate::units::{CoreId, ListenerId, UpstreamId};
 use budget::FdBudget;
+use gate::{Door, Gate};
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
 use session::SessionWatcher;
@@ -74,6 +76,8 @@ pub struct ServiceListener {
     pub backlog: u32,
     /// Dial only after the client's first byte.
     pub defer_connect: Option<Duration>,
+    /// Who may come in; `None` is everybody.
+    pub gate: Option<Arc<Gate>>,
     /// A unix socket: it knows no SYN and no SO_REUSEPORT.
     pub is_unix: bool,
 }
@@ -257,6 +261,8 @@ struct Core {
     ledger: Rc<Ledger>,
     /// Indexed by [`UpstreamId`].
     groups: Vec<Rc<Group>>,
+    /// Indexed by [`ListenerId`]; `None` for those without a gate.
+    doors: Vec<Option<Rc<Door>>>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -374,7 +380,10 @@ impl Core {
             }
         };
         let groups = groups(spec.id, &service, &spec.pools, &spec.queues, &spec.cores);
+        let doors = service.listeners.iter().map(|it| it.gate.as_ref());
+        let doors = doors.map(|gate| gate.map(Door::new)).collect();
         let core = Rc::new(Self {
+            doors,
             id: spec.id,
             service,
             engine,

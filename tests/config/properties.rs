@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
-use corelay::config::limits::ZERO_COPY_MIN_BYTES;
+use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
-    Accept, AccessLog, Admin, Balance, Buffers, Config, Keepalive, Listener, Log, LogFormat,
-    LogLevel, Mover, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
-    UpstreamPolicy, Workers,
+    Accept, Access, AccessLog, AccessRule, AccessSource, Admin, Balance, Buffers, Config,
+    ConnectionRate, Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnRefuse,
+    PerSource, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
+    UpstreamPolicy, Verdict, Workers,
 };
+use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
 
@@ -111,6 +113,54 @@ fn an_accept() -> impl Strategy<Value = Accept> {
     })
 }
 
+fn a_verdict() -> impl Strategy<Value = Verdict> {
+    prop::sample::select(vec![Verdict::Allow, Verdict::Deny])
+}
+
+fn an_access() -> impl Strategy<Value = Access> {
+    let network = (any::<std::net::IpAddr>(), 0u8..=128).prop_map(|(ip, bits)| {
+        let whole = || Network::around(ip, 32).expect("every address has 32 bits");
+        AccessSource::Network(Network::around(ip, bits).unwrap_or_else(whole))
+    });
+    let file = "/[ -~é]{0,30}".prop_map(|path| AccessSource::File(PathBuf::from(path)));
+    let sources = prop::collection::vec(prop_oneof![network, file], 1..4);
+    let rule =
+        (a_verdict(), sources).prop_map(|(verdict, sources)| AccessRule { verdict, sources });
+    let rules = prop::collection::vec(rule, 0..4);
+    (rules, a_verdict()).prop_map(|(rules, otherwise)| Access { rules, otherwise })
+}
+
+fn some_limits() -> impl Strategy<Value = Limits> {
+    let most = || prop::option::of(1u32..=10_000_000);
+    let rate = || {
+        let rate = (1u32..=10_000_000, 1u32..=10_000_000);
+        prop::option::of(rate.prop_map(|(per_second, burst)| ConnectionRate { per_second, burst }))
+    };
+    let per_source = (
+        most(),
+        rate(),
+        1u8..=32,
+        1u8..=128,
+        64u32..=1 << 24,
+        a_verdict(),
+    );
+    let per_source = per_source.prop_map(
+        |(connections, rate, v4_prefix_bits, v6_prefix_bits, table, on_full)| PerSource {
+            connections,
+            rate,
+            v4_prefix_bits,
+            v6_prefix_bits,
+            table,
+            on_full,
+        },
+    );
+    (most(), rate(), per_source).prop_map(|(connections, rate, per_source)| Limits {
+        connections,
+        rate,
+        per_source,
+    })
+}
+
 /// Any valid configuration. Distinct ports and paths by construction.
 fn a_config() -> impl Strategy<Value = Config> {
     let unix_path = "/[ -~]{0,40}";
@@ -123,6 +173,7 @@ fn a_config() -> impl Strategy<Value = Config> {
             0u32..=0o777,
             prop::option::of(a_duration()),
             an_accept(),
+            (prop::option::of(an_access()), some_limits(), any::<bool>()),
         ),
         6,
     );
@@ -145,8 +196,9 @@ fn a_config() -> impl Strategy<Value = Config> {
             };
             for (index, name) in names.into_iter().enumerate() {
                 let number = u16::try_from(index).expect("few");
-                let (is_unix, path, backlog, unix_mode, defer_connect, accept) =
+                let (is_unix, path, backlog, unix_mode, defer_connect, accept, policy) =
                     listeners[index].clone();
+                let (access, limits, closes) = policy;
                 let bind = if is_unix {
                     Address::Unix(PathBuf::from(format!("/listener{index}{path}")))
                 } else {
@@ -164,6 +216,20 @@ fn a_config() -> impl Strategy<Value = Config> {
                     unix_mode,
                     defer_connect,
                     accept,
+                    access: access.filter(|_| !is_unix),
+                    limits: Limits {
+                        per_source: if is_unix {
+                            DEFAULT_LIMITS.per_source
+                        } else {
+                            limits.per_source
+                        },
+                        ..limits
+                    },
+                    on_refuse: if closes {
+                        OnRefuse::Close
+                    } else {
+                        OnRefuse::Reset
+                    },
                 });
                 let servers = servers[index]
                     .iter()

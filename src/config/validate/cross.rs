@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::policy::{ListenerPolicy, check_policies};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
@@ -38,6 +39,7 @@ pub(super) struct ListenerDraft {
     pub(super) unix_mode: u32,
     pub(super) defer_connect: Option<Duration>,
     pub(super) accept: Accept,
+    pub(super) policy: ListenerPolicy,
 }
 
 pub(super) struct UpstreamDraft {
@@ -81,6 +83,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_weights(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
+    check_policies(report, &draft.listeners);
 }
 
 fn check_zero_copy(report: &mut Report<'_>, draft: &Draft) {
@@ -290,6 +293,9 @@ impl Draft {
             UpstreamId(u16::try_from(index).expect("at most LISTENERS_MAX upstreams"))
         };
         let listeners = self.listeners.iter().map(|listener| Listener {
+            access: listener.policy.access.clone(),
+            limits: listener.policy.limits,
+            on_refuse: listener.policy.on_refuse,
             name: listener.name.clone(),
             bind: listener.bind.clone().expect(whole),
             upstream: id_of(listener.upstream.as_deref().expect(whole)),

@@ -1,7 +1,7 @@
 //! The listeners of the full form.
 
 use super::cross::ListenerDraft;
-use super::{parse_bind, settings, within};
+use super::{parse_bind, policy, settings, within};
 use crate::config::limits::{
     BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, TIMEOUT,
     UNIX_MODE_MAX,
@@ -9,13 +9,16 @@ use crate::config::limits::{
 use crate::config::read::{Cursor, Report};
 use crate::units::shorten;
 
-pub(super) const LISTENER_KEYS: [&str; 6] = [
+pub(super) const LISTENER_KEYS: [&str; 9] = [
     "bind",
     "upstream",
     "backlog",
     "unix_mode",
     "defer_connect",
     "accept",
+    "access",
+    "limits",
+    "on_refuse",
 ];
 
 pub(super) fn listeners(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ListenerDraft> {
@@ -65,6 +68,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         .get("accept")
         .and_then(|at| settings::accept(report, at))
         .unwrap_or(DEFAULT_ACCEPT);
+    let policy = policy::read(report, &section);
     Some(ListenerDraft {
         name: name.to_owned(),
         bind,
@@ -75,6 +79,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         unix_mode,
         defer_connect,
         accept,
+        policy,
     })
 }
 

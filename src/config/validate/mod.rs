@@ -7,9 +7,11 @@
 
 mod cross;
 mod listeners;
+mod policy;
 mod settings;
 mod upstreams;
 
+pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
 pub(super) use upstreams::BALANCES;
 
@@ -24,6 +26,7 @@ use super::read::{Cursor, Finding, Place, Report};
 use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 use listeners::{LISTENER_KEYS, listeners};
+use policy::ListenerPolicy;
 use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
 const ROOT_KEYS: [&str; 9] = [
@@ -42,7 +45,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 13] = [
+    let sections: [(&str, &[&str]); 16] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -51,6 +54,12 @@ pub(super) fn known_keys() -> Vec<String> {
         ("tcp.keepalive.", &settings::KEEPALIVE_KEYS),
         ("listeners.NAME.", &LISTENER_KEYS),
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
+        ("listeners.NAME.access[].", &policy::ACCESS_KEYS),
+        ("listeners.NAME.limits.", &policy::LIMITS_KEYS),
+        (
+            "listeners.NAME.limits.per_source.",
+            &policy::PER_SOURCE_KEYS,
+        ),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
@@ -125,6 +134,7 @@ pub(super) fn validate_relay(
         unix_mode: DEFAULT_UNIX_MODE,
         defer_connect: None,
         accept: DEFAULT_ACCEPT,
+        policy: ListenerPolicy::default(),
     };
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
@@ -234,6 +244,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             unix_mode: DEFAULT_UNIX_MODE,
             defer_connect: None,
             accept: DEFAULT_ACCEPT,
+            policy: ListenerPolicy::default(),
         });
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
         draft.upstreams.push(UpstreamDraft {

@@ -58,6 +58,7 @@ fn cores() -> Vec<CoreMetrics> {
                 metrics.closed.insert(
                     ClosedKey {
                         listener: ListenerId(1),
+                        upstream: Some(UpstreamId(1)),
                         server,
                         reason: CloseReason::new(Side::Upstream, Stage::Connect, cause),
                     },

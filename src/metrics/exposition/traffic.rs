@@ -72,6 +72,16 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Times that accepting paused because too few file descriptors were free.",
     );
     page.per_core_and(scrape, names, |c| &c.listeners, |l| l.accept_paused_total);
+    page.counter(
+        "corelay_sources_uncounted_total",
+        "Connections that limits.per_source let pass because its table was full.",
+    );
+    page.per_core_and(
+        scrape,
+        names,
+        |c| &c.listeners,
+        |l| l.sources_uncounted_total,
+    );
 }
 
 pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
