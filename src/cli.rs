@@ -129,7 +129,8 @@ pub struct RelayArgs {
 #[command(after_help = "\
 Ends with 0 if the file is valid and with 2 if not. Every error is one line on
 standard error: FILE:LINE:COLUMN: PATH: problem; remedy. No address is bound and
-no name is resolved, so that it is safe beside a running instance.")]
+no name is resolved, so that it is safe beside a running instance; the list files
+that `access` names are read.")]
 pub struct CheckArgs {
     /// Configuration file (YAML or JSON)
     #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]

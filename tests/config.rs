@@ -373,7 +373,7 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }] } }\nupstreams: { b: { servers: [c:1] } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }] },\n  c: { bind: 127.0.0.1:3, upstreams: { b: 1 } } }\nupstreams: { b: { servers: [c:1] } }\n\
          admin: { bind: 127.0.0.1:2 }",
     );
     let rendered = config::render(&config.expect("valid"));

@@ -120,7 +120,7 @@ pub struct Listener {
     /// Where to listen.
     pub bind: Address,
     /// Where sessions go.
-    pub upstream: UpstreamId,
+    pub target: Target,
     /// The length of the accept queue of each core's socket.
     pub backlog: u32,
     /// Permission bits of a unix socket's path.
@@ -157,6 +157,29 @@ pub enum Steer {
     Hash,
     /// The core whose CPU received the SYN.
     Cpu,
+}
+
+/// Where a listener's sessions go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To one upstream.
+    One(UpstreamId),
+    /// To several; at least one of them has a weight.
+    Split {
+        /// What decides.
+        by: SplitBy,
+        /// Each upstream once, and its share: 0 to 256.
+        parts: Vec<(UpstreamId, u16)>,
+    },
+}
+
+/// What decides on a session's upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitBy {
+    /// Each session is drawn by itself.
+    Random,
+    /// A client's address always leads to the same upstream while the weights stay.
+    Source,
 }
 
 /// Who may connect, by address. List files are still paths here; `control` reads them at start.

@@ -12,12 +12,14 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, Server, Target, Upstream, UpstreamPolicy,
+    Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_REFUSES, STEERS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_REFUSES,
+    SPLITS_BY, STEERS,
 };
-use crate::units::{ByteSize, format_duration};
+use crate::units::{ByteSize, UpstreamId, format_duration};
 
 /// Writes a configuration in the full form.
 pub fn render(config: &Config) -> String {
@@ -144,7 +146,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
     let Listener {
         name: _,
         bind,
-        upstream,
+        target,
         backlog,
         unix_mode,
         defer_connect,
@@ -153,9 +155,19 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         limits,
         on_refuse,
     } = listener;
-    mapping([
-        ("bind", text(bind)),
-        ("upstream", text(&upstreams[usize::from(upstream.0)].name)),
+    let mut entries = vec![("bind", text(bind))];
+    let name = |id: &UpstreamId| upstreams[usize::from(id.0)].name.as_str();
+    match target {
+        Target::One(upstream) => entries.push(("upstream", text(name(upstream)))),
+        Target::Split { by, parts } => {
+            let parts = parts
+                .iter()
+                .map(|(id, weight)| (name(id), (*weight).into()));
+            entries.push(("upstreams", mapping(parts)));
+            entries.push(("split_by", word(&SPLITS_BY, by)));
+        }
+    }
+    entries.extend([
         ("backlog", (*backlog).into()),
         ("unix_mode", text(format!("{unix_mode:04o}"))),
         ("defer_connect", duration_or_off(*defer_connect)),
@@ -163,7 +175,8 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
         ("access", policy::render_access(access.as_ref())),
         ("limits", policy::render_limits(limits)),
         ("on_refuse", word(&ON_REFUSES, on_refuse)),
-    ])
+    ]);
+    mapping(entries)
 }
 
 fn render_accept(accept: &Accept) -> Value {

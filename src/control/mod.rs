@@ -387,7 +387,7 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
         listeners: listeners
             .map(|l| ListenerName {
                 name: l.name.clone(),
-                upstream: l.upstream,
+                upstreams: pools::upstreams_of(&l.target),
             })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
@@ -433,7 +433,7 @@ fn start_access_log(
 fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListener> {
     let listeners = config.listeners.iter().zip(gates);
     let listener = |(listener, gate): (&Listener, _)| ServiceListener {
-        upstream: listener.upstream,
+        target: pools::target(config, &listener.target, seed()),
         backlog: listener.backlog,
         defer_connect: listener.defer_connect,
         gate,

@@ -36,8 +36,8 @@ pub struct Names {
 pub struct ListenerName {
     /// As in the configuration.
     pub name: String,
-    /// Where its sessions go.
-    pub upstream: UpstreamId,
+    /// Where its sessions may go.
+    pub upstreams: Vec<UpstreamId>,
 }
 
 /// A server's label, and where it belongs.
@@ -204,6 +204,8 @@ pub struct ListenerMetrics {
 pub struct UpstreamMetrics {
     /// One successful connection attempt.
     pub connect: LatencyHistogram,
+    /// From there to the first byte from the server.
+    pub first_byte: LatencyHistogram,
     /// Further servers tried after one had failed.
     pub retries_total: u64,
     /// Sessions that had to wait for a place on a server.

@@ -67,8 +67,13 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
     let object = |(index, listener): (usize, &super::ListenerName)| {
         let total =
             |pick: fn(&ListenerMetrics) -> u64| sum(scrape, |core| pick(&core.listeners[index]));
+        let names = listener
+            .upstreams
+            .iter()
+            .map(|id| &scrape.names.upstreams[usize::from(id.0)]);
+        let names: Vec<_> = names.collect();
         let value = json!({
-            "upstream": scrape.names.upstreams[usize::from(listener.upstream.0)],
+            "upstreams": names,
             "accepted": total(|l| l.accepted_total),
             "active": total(|l| l.active),
             "received_bytes": total(|l| l.received_bytes_total),
@@ -102,6 +107,7 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
         };
         let value = json!({
             "connect": latency(&connect),
+            "first_byte": latency(&merged(scrape, |core| &core.upstreams[index].first_byte)),
             "retries": total(|u| u.retries_total),
             "queued": total(|u| u.queued),
             "queued_total": total(|u| u.queued_total),
@@ -280,7 +286,7 @@ mod tests {
         let names = Names {
             listeners: vec![ListenerName {
                 name: "edge".into(),
-                upstream: UpstreamId(0),
+                upstreams: vec![UpstreamId(0)],
             }],
             upstreams: vec!["app".into()],
             servers: vec![ServerName {

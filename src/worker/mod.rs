@@ -15,6 +15,7 @@ pub mod queue;
 mod route;
 pub mod servers;
 mod session;
+pub mod way;
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -43,6 +44,7 @@ use gate::{Door, Gate};
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
 use session::SessionWatcher;
+use way::{Target, Way};
 
 /// Entries of monoio's ring: accept readiness, dials in progress, the mailbox. A pass that needs
 /// more submits in between.
@@ -71,7 +73,7 @@ pub struct Service {
 #[derive(Debug)]
 pub struct ServiceListener {
     /// Where its sessions go.
-    pub upstream: UpstreamId,
+    pub target: Target,
     /// Length of the accept queue.
     pub backlog: u32,
     /// Dial only after the client's first byte.
@@ -263,6 +265,8 @@ struct Core {
     groups: Vec<Rc<Group>>,
     /// Indexed by [`ListenerId`]; `None` for those without a gate.
     doors: Vec<Option<Rc<Door>>>,
+    /// Indexed by [`ListenerId`].
+    ways: Vec<Way>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -382,8 +386,11 @@ impl Core {
         let groups = groups(spec.id, &service, &spec.pools, &spec.queues, &spec.cores);
         let doors = service.listeners.iter().map(|it| it.gate.as_ref());
         let doors = doors.map(|gate| gate.map(Door::new)).collect();
+        let targets = service.listeners.iter().map(|it| &it.target);
+        let ways = targets.map(|target| Way::new(target, spec.id)).collect();
         let core = Rc::new(Self {
             doors,
+            ways,
             id: spec.id,
             service,
             engine,

@@ -56,10 +56,11 @@ pub(super) async fn run(
     let ledger = &core.ledger;
     let service = &core.service;
     let settings = &service.listeners[usize::from(arrival.listener.0)];
-    let mut opening = ledger.open(arrival, Some(settings.upstream));
+    let upstream = core.ways[usize::from(arrival.listener.0)].next(arrival.downstream);
+    let mut opening = ledger.open(arrival, Some(upstream));
     core::take_in_hand(opening.sequence);
     panic_if_told_to(opening.sequence);
-    let mut servers = Route::new(&core, settings.upstream, arrival.downstream);
+    let mut servers = Route::new(&core, upstream, arrival.downstream);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,
@@ -71,7 +72,7 @@ pub(super) async fn run(
     let result = tcp::serve(client, plan, &mut attempts).await;
     let now_us = clock::now_us();
     opening.attempts = attempts.count;
-    ledger.note_attempts(settings.upstream, &attempts, result.as_ref().ok());
+    ledger.note_attempts(upstream, &attempts, result.as_ref().ok());
     match result {
         Ok(Connected {
             downstream,
@@ -285,7 +286,13 @@ impl Watcher for SessionWatcher {
             _pass,
         } = record;
         let accepted_us = opening.arrival.accepted_us;
-        self.ledger.metrics.borrow_mut().server(server).active -= 1;
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.server(server).active -= 1;
+        if let (Some(upstream), Some(at_us)) = (opening.upstream, summary.first_byte_us) {
+            let took = Duration::from_micros(at_us.saturating_sub(connected_us));
+            metrics.upstream(upstream).first_byte.record(took);
+        }
+        drop(metrics);
         self.ledger
             .close(now_us, opening, Some(server), summary.reason, |line| {
                 line.connect_us = Some(connected_us - accepted_us);

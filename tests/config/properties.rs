@@ -10,8 +10,8 @@ use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, Admin, Balance, Buffers, Config,
     ConnectionRate, Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnRefuse,
-    PerSource, Queue, Relay, Server, ServerAddress, Steer, TcpOptions, Timeouts, Upstream,
-    UpstreamPolicy, Verdict, Workers,
+    PerSource, Queue, Relay, Server, ServerAddress, SplitBy, Steer, Target, TcpOptions, Timeouts,
+    Upstream, UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -113,6 +113,24 @@ fn an_accept() -> impl Strategy<Value = Accept> {
     })
 }
 
+/// One, or a split over those up to this one, so that each is used.
+fn target(number: u16, is_unix: bool, seed: u32) -> Target {
+    if seed.is_multiple_of(2) {
+        return Target::One(UpstreamId(number));
+    }
+    let weight = |index: u16| (seed as u16).wrapping_mul(index + 1) % 257;
+    let mut parts: Vec<_> = (0..number).map(|id| (UpstreamId(id), weight(id))).collect();
+    parts.push((UpstreamId(number), weight(number).max(1)));
+    Target::Split {
+        by: if is_unix || seed.is_multiple_of(3) {
+            SplitBy::Random
+        } else {
+            SplitBy::Source
+        },
+        parts,
+    }
+}
+
 fn a_verdict() -> impl Strategy<Value = Verdict> {
     prop::sample::select(vec![Verdict::Allow, Verdict::Deny])
 }
@@ -211,7 +229,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                 config.listeners.push(Listener {
                     name: name.clone(),
                     bind,
-                    upstream: UpstreamId(number),
+                    target: target(number, is_unix, backlog),
                     backlog,
                     unix_mode,
                     defer_connect,

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use super::policy::{ListenerPolicy, check_policies};
+use super::target::{NameDraft, TargetDraft, check_references};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
-    Timeouts, Upstream, UpstreamPolicy, Workers,
+    Accept, Admin, Buffers, Config, Listener, Log, Relay, Server, ServerAddress, Target,
+    TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
-use crate::config::suggest::closest;
-use crate::units::{Address, ByteSize, UpstreamId, shorten};
+use crate::units::{Address, ByteSize, UpstreamId};
 
 /// A configuration with holes where something was wrong, and the place of each part.
 pub(super) struct Draft {
@@ -33,8 +33,7 @@ pub(super) struct ListenerDraft {
     pub(super) name: String,
     pub(super) bind: Option<Address>,
     pub(super) bind_place: Place,
-    pub(super) upstream: Option<String>,
-    pub(super) upstream_place: Place,
+    pub(super) target: Option<TargetDraft>,
     pub(super) backlog: u32,
     pub(super) unix_mode: u32,
     pub(super) defer_connect: Option<Duration>,
@@ -101,57 +100,6 @@ fn check_zero_copy(report: &mut Report<'_>, draft: &Draft) {
             ),
             format!("set buffers.size to {least} at least, or zero_copy_send to false"),
         );
-    }
-}
-
-fn check_references(report: &mut Report<'_>, draft: &Draft) {
-    let names: Vec<&str> = draft
-        .upstreams
-        .iter()
-        .map(|upstream| upstream.name.as_str())
-        .collect();
-    for listener in &draft.listeners {
-        let Some(wanted) = &listener.upstream else {
-            continue;
-        };
-        if names.contains(&wanted.as_str()) {
-            continue;
-        }
-        let remedy = match closest(wanted, &names) {
-            Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!(
-                "add it under `upstreams`, or name one of: {}",
-                names.join(", ")
-            ),
-        };
-        report.add(
-            listener.upstream_place.clone(),
-            format!("there is no upstream `{}`", shorten(wanted)),
-            remedy,
-        );
-    }
-    // Where a listener's part is missing, nobody can say what is unused.
-    if draft.listeners.is_empty()
-        || draft
-            .listeners
-            .iter()
-            .any(|listener| listener.upstream.is_none())
-    {
-        return;
-    }
-    for upstream in &draft.upstreams {
-        if !draft
-            .listeners
-            .iter()
-            .any(|listener| listener.upstream.as_deref() == Some(upstream.name.as_str()))
-        {
-            let remedy = "point a listener at it, or remove it";
-            report.add(
-                upstream.place.clone(),
-                "no listener uses this upstream",
-                remedy,
-            );
-        }
     }
 }
 
@@ -298,7 +246,16 @@ impl Draft {
             on_refuse: listener.policy.on_refuse,
             name: listener.name.clone(),
             bind: listener.bind.clone().expect(whole),
-            upstream: id_of(listener.upstream.as_deref().expect(whole)),
+            target: match listener.target.as_ref().expect(whole) {
+                TargetDraft::One(it) => Target::One(id_of(&it.name)),
+                TargetDraft::Split { by, parts, .. } => {
+                    let part = |(it, weight): &(NameDraft, u16)| (id_of(&it.name), *weight);
+                    Target::Split {
+                        by: *by,
+                        parts: parts.iter().map(part).collect(),
+                    }
+                }
+            },
             backlog: listener.backlog,
             unix_mode: listener.unix_mode,
             defer_connect: listener.defer_connect,

@@ -1,7 +1,7 @@
 //! The listeners of the full form.
 
 use super::cross::ListenerDraft;
-use super::{parse_bind, policy, settings, within};
+use super::{parse_bind, policy, settings, target, within};
 use crate::config::limits::{
     BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, TIMEOUT,
     UNIX_MODE_MAX,
@@ -9,9 +9,11 @@ use crate::config::limits::{
 use crate::config::read::{Cursor, Report};
 use crate::units::shorten;
 
-pub(super) const LISTENER_KEYS: [&str; 9] = [
+pub(super) const LISTENER_KEYS: [&str; 11] = [
     "bind",
     "upstream",
+    "upstreams",
+    "split_by",
     "backlog",
     "unix_mode",
     "defer_connect",
@@ -48,8 +50,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         let text = report.text(at)?;
         parse_bind(report, &at.place(), &text)
     });
-    let upstream_at = section.require(report, "upstream", "upstream: app");
-    let upstream = upstream_at.and_then(|at| report.text(at));
+    let target = target::read(report, &section);
     let backlog = section
         .get("backlog")
         .and_then(|at| report.number(at, &BACKLOG));
@@ -73,8 +74,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         name: name.to_owned(),
         bind,
         bind_place: bind_at.map_or_else(|| at.place(), Cursor::place),
-        upstream,
-        upstream_place: upstream_at.map_or_else(|| at.place(), Cursor::place),
+        target,
         backlog,
         unix_mode,
         defer_connect,

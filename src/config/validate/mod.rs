@@ -9,10 +9,12 @@ mod cross;
 mod listeners;
 mod policy;
 mod settings;
+mod target;
 mod upstreams;
 
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::BALANCES;
 
 use super::address;
@@ -27,6 +29,7 @@ use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 use listeners::{LISTENER_KEYS, listeners};
 use policy::ListenerPolicy;
+use target::TargetDraft;
 use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
 const ROOT_KEYS: [&str; 9] = [
@@ -128,8 +131,7 @@ pub(super) fn validate_relay(
         name: "relay".to_owned(),
         bind,
         bind_place: listen_place.clone(),
-        upstream: Some("relay".to_owned()),
-        upstream_place: listen_place,
+        target: Some(TargetDraft::one("relay".to_owned(), listen_place)),
         backlog: DEFAULT_BACKLOG,
         unix_mode: DEFAULT_UNIX_MODE,
         defer_connect: None,
@@ -238,8 +240,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             name,
             bind,
             bind_place: listen_place,
-            upstream: Some(upstream.clone()),
-            upstream_place: forward_place.clone(),
+            target: Some(TargetDraft::one(upstream.clone(), forward_place.clone())),
             backlog: DEFAULT_BACKLOG,
             unix_mode: DEFAULT_UNIX_MODE,
             defer_connect: None,

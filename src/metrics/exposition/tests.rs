@@ -20,11 +20,11 @@ fn names() -> Names {
         listeners: vec![
             ListenerName {
                 name: "edge".into(),
-                upstream: UpstreamId(0),
+                upstreams: vec![UpstreamId(0)],
             },
             ListenerName {
                 name: AWKWARD.into(),
-                upstream: UpstreamId(1),
+                upstreams: vec![UpstreamId(0), UpstreamId(1)],
             },
         ],
         upstreams: vec!["app".into(), "db".into()],

@@ -175,4 +175,15 @@ pub(super) fn latencies(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
             &merged(scrape, |core| &core.upstreams[index].connect),
         );
     }
+    page.family(
+        "corelay_upstream_first_byte_seconds",
+        "histogram",
+        "From the established connection to the first byte from the server.",
+    );
+    for (index, label) in labels.upstreams.iter().enumerate() {
+        page.histogram(
+            label,
+            &merged(scrape, |core| &core.upstreams[index].first_byte),
+        );
+    }
 }
