@@ -139,9 +139,11 @@ fn a_split_by_source_keeps_a_client_and_a_greater_weight_only_takes() {
     let with =
         |weights| config(&app, canary.address(), weights).set("listeners.edge.split_by", "source");
     let few = choices(&with(json!({ "app": 80, "canary": 20 })), HOSTS);
-    // Another order in the file moves nobody.
-    let turned = choices(&with(json!({ "canary": 20, "app": 80 })), HOSTS);
-    assert_eq!(few, turned);
+    // Another upstream in front of them moves nobody: a client's choice goes by names.
+    let weights = json!({ "aaa": 0, "app": 80, "canary": 20 });
+    let in_front = json!({ "servers": [app.address().to_string()] });
+    let shifted = choices(&with(weights).set("upstreams.aaa", in_front), HOSTS);
+    assert_eq!(few, shifted);
     let more = choices(&with(json!({ "app": 80, "canary": 80 })), HOSTS);
     let at_canary = |of: &BTreeMap<_, String>| of.values().filter(|it| *it == "canary").count();
     assert!((1..=25).contains(&at_canary(&few)), "{few:?}");
