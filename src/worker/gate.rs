@@ -170,7 +170,7 @@ mod tests {
         let gate = Arc::new(gate);
         let door = Door::new(&gate);
         let here = client("192.0.2.1:1");
-        let first = door.enter(here, 0).ok().expect("there is room");
+        let first = door.enter(here, 0).expect("there is room");
         assert_eq!(door.enter(here, 0).err(), Some(Cause::SourceFull));
         let other = client("198.51.100.1:1");
         assert_eq!(door.enter(other, 0).err(), Some(Cause::RateLimited));
