@@ -19,6 +19,7 @@ pub mod process_log;
 pub mod resolve;
 pub mod scrape;
 mod supervisor;
+mod targets;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -387,7 +388,7 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
         listeners: listeners
             .map(|l| ListenerName {
                 name: l.name.clone(),
-                upstreams: pools::upstreams_of(&l.target),
+                upstreams: targets::upstreams_of(&l.target),
             })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
@@ -433,7 +434,7 @@ fn start_access_log(
 fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListener> {
     let listeners = config.listeners.iter().zip(gates);
     let listener = |(listener, gate): (&Listener, _)| ServiceListener {
-        target: pools::target(config, &listener.target, seed()),
+        target: targets::target(config, &listener.target, seed()),
         backlog: listener.backlog,
         defer_connect: listener.defer_connect,
         gate,

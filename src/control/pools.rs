@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::resolve::Resolved;
-use crate::balance::{Algorithm, Candidate, Part, SplitBy, hash_text};
+use crate::balance::{Algorithm, Candidate, hash_text};
 use crate::config::Config;
-use crate::config::model::{self, Balance, UpstreamPolicy};
-use crate::units::{ServerId, UpstreamId};
+use crate::config::model::{Balance, UpstreamPolicy};
+use crate::units::ServerId;
 use crate::worker::servers::{Pool, SharedServer, UpstreamSettings};
-use crate::worker::way::Target;
 
 /// Above so many cores, adding up the connections of every server costs more than looking at two.
 const CORES_SUMMED_MAX: usize = 8;
@@ -29,35 +28,6 @@ pub(super) fn settings(policy: &UpstreamPolicy, cores: usize, seed: u64) -> Upst
         retries: policy.retries,
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
-    }
-}
-
-/// Where a listener's sessions go. Upstreams are known by their names, so that another order of them
-/// moves nobody.
-pub(super) fn target(config: &Config, target: &model::Target, seed: u64) -> Target {
-    let part = |&(upstream, weight): &(UpstreamId, u16)| Part {
-        upstream,
-        weight,
-        key: hash_text(&config.upstreams[usize::from(upstream.0)].name),
-    };
-    match target {
-        model::Target::One(upstream) => Target::One(*upstream),
-        model::Target::Split { by, parts } => Target::Split {
-            by: match by {
-                model::SplitBy::Random => SplitBy::Random,
-                model::SplitBy::Source => SplitBy::Source,
-            },
-            parts: parts.iter().map(part).collect(),
-            seed,
-        },
-    }
-}
-
-/// Each upstream that a listener's sessions may go to.
-pub(super) fn upstreams_of(target: &model::Target) -> Vec<UpstreamId> {
-    match target {
-        model::Target::One(upstream) => vec![*upstream],
-        model::Target::Split { parts, .. } => parts.iter().map(|(upstream, _)| *upstream).collect(),
     }
 }
 
