@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config};
+use crate::control::gates;
 
 /// How the process ends; documented in `--help`, and part of what scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +129,8 @@ pub struct RelayArgs {
 #[command(after_help = "\
 Ends with 0 if the file is valid and with 2 if not. Every error is one line on
 standard error: FILE:LINE:COLUMN: PATH: problem; remedy. No address is bound and
-no name is resolved, so that it is safe beside a running instance.")]
+no name is resolved, so that it is safe beside a running instance; the list files
+that `access` names are read.")]
 pub struct CheckArgs {
     /// Configuration file (YAML or JSON)
     #[arg(long, short, value_name = "FILE", default_value = "config.yaml")]
@@ -174,7 +176,13 @@ pub fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn check_to(args: &CheckArgs, stdout: &mut dyn Write, stderr: &mut dyn Write) -> ExitCode {
-    let (code, written) = match config::load(&args.config) {
+    let loaded = config::load(&args.config).map_err(|error| error.to_string());
+    // The files that a configuration names are part of it.
+    let checked = loaded.and_then(|config| match gates::check_lists(&config) {
+        Ok(()) => Ok(config),
+        Err(error) => Err(format!("{}: {error}", args.config.display())),
+    });
+    let (code, written) = match checked {
         Ok(config) if args.print => (ExitCode::Ok, write!(stdout, "{}", config::render(&config))),
         Ok(config) => (
             ExitCode::Ok,

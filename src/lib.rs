@@ -10,12 +10,12 @@
 //! What happens to one connection, in reading order:
 //!
 //! 1. `worker/accept.rs`: a bounded batch of `accept4(2)`, and how a listener stops without
-//!    resetting anyone.
+//!    resetting anyone. Who is let in at all: `worker/gate.rs` ([`policy`]).
 //! 2. `worker/session.rs`: from the accepted socket to the engine, and what is written down at the
 //!    end.
-//! 3. [`mode::tcp`]: wait for a first byte if asked to, then try one server after the other. Which:
-//!    `worker/route.rs`, with a place on it (`worker/servers.rs`) or a wait for one (`worker/queue.rs`)
-//!    ([`balance`]).
+//! 3. [`mode::tcp`]: wait for a first byte if asked to, then try one server after the other. Of which
+//!    upstream: `worker/way.rs`. Which: `worker/route.rs`, with a place on it (`worker/servers.rs`)
+//!    or a wait for one (`worker/queue.rs`) ([`balance`]).
 //! 4. [`dial`]: one attempt, with a deadline.
 //! 5. [`relay`]: the engine takes both sockets over. [`relay::direction`] decides what one
 //!    direction does next, [`relay`] itself moves the bytes, `relay/ending.rs` ends sessions.

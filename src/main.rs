@@ -87,6 +87,7 @@ fn exit_code(error: &RunError) -> ExitCode {
     match error {
         RunError::Bind(_) | RunError::AdminBind { .. } => ExitCode::AddressUnavailable,
         RunError::HostUnfit(_) | RunError::Core { .. } => ExitCode::HostUnfit,
+        RunError::ListFile(_) => ExitCode::BadConfig,
         RunError::Resolve(_) | RunError::AccessLog(_) | RunError::Failed(_) => ExitCode::Failed,
     }
 }

@@ -62,6 +62,18 @@ pub enum Cause {
     ServerDown,
     /// No file descriptor or kernel memory left (EMFILE, ENFILE, ENOMEM, ENOBUFS).
     LocalResources,
+    /// The listener's access list denies the client's address.
+    Denied,
+    /// The listener has its `limits.connections`.
+    ListenerFull,
+    /// More new connections than the listener's `limits.rate`.
+    RateLimited,
+    /// The client's network has its `limits.per_source.connections`.
+    SourceFull,
+    /// More new connections from the client's network than `limits.per_source.rate`.
+    SourceRateLimited,
+    /// The table of networks is full, and `limits.per_source.on_full` is `refuse`.
+    SourceTableFull,
     /// The client sent nothing within `defer_connect`.
     FirstByteTimeout,
     /// The client is none of those that may send a PROXY header, which the listener requires.
@@ -116,7 +128,7 @@ impl Stage {
 
 impl Cause {
     /// Every cause, in the order of the discriminants.
-    pub const ALL: [Cause; 25] = [
+    pub const ALL: [Cause; 31] = [
         Cause::Finished,
         Cause::Empty,
         Cause::Reset,
@@ -131,6 +143,12 @@ impl Cause {
         Cause::QueueTimeout,
         Cause::ServerDown,
         Cause::LocalResources,
+        Cause::Denied,
+        Cause::ListenerFull,
+        Cause::RateLimited,
+        Cause::SourceFull,
+        Cause::SourceRateLimited,
+        Cause::SourceTableFull,
         Cause::FirstByteTimeout,
         Cause::ProxyUntrusted,
         Cause::ProxyMalformed,
@@ -161,6 +179,12 @@ impl Cause {
             Cause::QueueTimeout => "queue_timeout",
             Cause::ServerDown => "server_down",
             Cause::LocalResources => "local_resources",
+            Cause::Denied => "denied",
+            Cause::ListenerFull => "listener_full",
+            Cause::RateLimited => "rate_limited",
+            Cause::SourceFull => "source_full",
+            Cause::SourceRateLimited => "source_rate_limited",
+            Cause::SourceTableFull => "source_table_full",
             Cause::FirstByteTimeout => "first_byte_timeout",
             Cause::ProxyUntrusted => "proxy_untrusted",
             Cause::ProxyMalformed => "proxy_malformed",

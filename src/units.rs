@@ -5,6 +5,8 @@
 //! cannot be parsed comes back as a [`UnitError`] that says how to write it. Whether a value is
 //! *sensible* is not decided here but by the configuration's limits.
 
+pub mod network;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;

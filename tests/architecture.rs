@@ -17,7 +17,7 @@ use std::process::Command;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("outcome", &[]),
     ("units", &[]),
-    ("config", &["policy", "units"]),
+    ("config", &["units"]),
     ("sys", &["outcome", "units"]),
     ("wire", &["outcome", "units"]),
     ("balance", &["outcome", "units"]),

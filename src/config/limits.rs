@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Keepalive, Log, LogFormat,
-    LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Keepalive, Limits, Log,
+    LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay, Steer,
+    TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -105,6 +106,35 @@ pub const DEFAULT_ACCEPT: Accept = Accept {
     defer: None,
     fast_open: None,
 };
+/// A client that was refused should know at once, and count it as an error.
+pub const DEFAULT_ON_REFUSE: OnRefuse = OnRefuse::Reset;
+/// Clients of one listener, or of one network, at a time.
+pub const LISTENER_CONNECTIONS: RangeInclusive<u64> = MAX_CONNECTIONS;
+/// New connections per second, and at once: more than a host can accept.
+pub const CONNECTION_RATE: RangeInclusive<u64> = 1..=10_000_000;
+/// Leading bits of an IPv4 address.
+pub const V4_PREFIX_BITS: RangeInclusive<u64> = 1..=32;
+/// Leading bits of an IPv6 address.
+pub const V6_PREFIX_BITS: RangeInclusive<u64> = 1..=128;
+/// Networks known at a time: at 180 bytes each from nothing to 3 GB.
+pub const SOURCE_TABLE: RangeInclusive<u64> = 64..=1 << 24;
+/// No limit unless somebody sets one. An IPv4 client is its address, an IPv6 one its /64, which is what
+/// one subscriber has. 65,536 networks are 12 MB at most; whoever can fill that should not be able to
+/// lock everybody else out.
+pub const DEFAULT_LIMITS: Limits = Limits {
+    connections: None,
+    rate: None,
+    per_source: PerSource {
+        connections: None,
+        rate: None,
+        v4_prefix_bits: 32,
+        v6_prefix_bits: 64,
+        table: 1 << 16,
+        on_full: Verdict::Allow,
+    },
+};
+/// Most items of one access list as written: networks and files. A longer list belongs in a file.
+pub const ACCESS_ITEMS_MAX: usize = 10_000;
 /// The owner and the group may connect.
 pub const DEFAULT_UNIX_MODE: u32 = 0o660;
 

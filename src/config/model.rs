@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::network::Network;
+use crate::units::network::Network;
 use crate::units::{Address, UpstreamId};
 
 /// A whole configuration, ready to run.
@@ -121,7 +121,7 @@ pub struct Listener {
     /// Where to listen.
     pub bind: Address,
     /// Where sessions go.
-    pub upstream: UpstreamId,
+    pub target: Target,
     /// The length of the accept queue of each core's socket.
     pub backlog: u32,
     /// Permission bits of a unix socket's path.
@@ -132,22 +132,28 @@ pub struct Listener {
     pub accept: Accept,
     /// A PROXY header comes first and tells who the client is; `None`: none comes.
     pub proxy_protocol: Option<ProxyRequired>,
-    /// Sessions go by the name that the client asks for; `None`: all to `upstream`.
+    /// Sessions go by the name that the client asks for; `None`: all to the target.
     pub route: Option<Route>,
+    /// Who may connect; `None` is everybody.
+    pub access: Option<Access>,
+    /// How many may, and how fast new ones.
+    pub limits: Limits,
+    /// How somebody who may not connect is sent away.
+    pub on_refuse: OnRefuse,
 }
 
-/// Where sessions go by the name that the client asks for. The listener's `upstream` gets those with other
-/// names.
+/// Where sessions go by the name that the client asks for. Those with other names go where the listener's
+/// other sessions go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// What the name is taken from.
     pub by: RouteBy,
     /// Names in lower case, and wildcards like `*.example.com`, in the order of the file.
     pub names: Vec<(String, UpstreamId)>,
-    /// For clients that ask for no name.
-    pub no_name: UpstreamId,
+    /// For clients that ask for no name; `None`: where the listener's other sessions go.
+    pub no_name: Option<UpstreamId>,
     /// For clients that speak another protocol.
-    pub other_protocol: UpstreamId,
+    pub other_protocol: Option<UpstreamId>,
     /// For the whole of what is looked at.
     pub timeout: Duration,
 }
@@ -214,6 +220,111 @@ pub enum Steer {
     Hash,
     /// The core whose CPU received the SYN.
     Cpu,
+}
+
+/// Where a listener's sessions go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To one upstream.
+    One(UpstreamId),
+    /// To several; at least one of them has a weight.
+    Split {
+        /// What decides.
+        by: SplitBy,
+        /// Each upstream once, and its share: 0 to 256.
+        parts: Vec<(UpstreamId, u16)>,
+    },
+}
+
+/// What decides on a session's upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitBy {
+    /// Each session is drawn by itself.
+    Random,
+    /// A client's address always leads to the same upstream while the weights stay.
+    Source,
+}
+
+/// Who may connect, by address. List files are still paths here; `control` reads them at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Tried in this order, the first that holds an address decides.
+    pub rules: Vec<AccessRule>,
+    /// Where none does: the rule for `all` at the end of the list.
+    pub otherwise: Verdict,
+}
+
+/// One rule of an access list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessRule {
+    /// What is to be done.
+    pub verdict: Verdict,
+    /// With whom; at least one.
+    pub sources: Vec<AccessSource>,
+}
+
+/// Addresses that an access rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessSource {
+    /// Those of one network.
+    Network(Network),
+    /// Those of every network in this file.
+    File(PathBuf),
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served.
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+/// How many clients may be connected, over all cores, and how fast new ones may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// At a time; `None` is no limit.
+    pub connections: Option<u32>,
+    /// New ones; `None` is no limit.
+    pub rate: Option<ConnectionRate>,
+    /// The same for the clients of one network.
+    pub per_source: PerSource,
+}
+
+/// New connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionRate {
+    /// In every second.
+    pub per_second: u32,
+    /// At once, after a pause.
+    pub burst: u32,
+}
+
+/// Limits for the clients of one network. Without a limit nothing of it is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerSource {
+    /// At a time; `None` is no limit.
+    pub connections: Option<u32>,
+    /// New ones; `None` is no limit.
+    pub rate: Option<ConnectionRate>,
+    /// Leading bits of an IPv4 address that make up its network.
+    pub v4_prefix_bits: u8,
+    /// The same of an IPv6 address.
+    pub v6_prefix_bits: u8,
+    /// Most networks that are known at a time.
+    pub table: u32,
+    /// What becomes of a client of one more.
+    pub on_full: Verdict,
+}
+
+/// How a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRefuse {
+    /// With RST.
+    Reset,
+    /// With FIN, as if the server had nothing to say.
+    Close,
 }
 
 /// A group of interchangeable servers.

@@ -4,6 +4,7 @@
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
 mod health;
+mod policy;
 mod proxy;
 
 use std::time::Duration;
@@ -13,12 +14,12 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, Upstream, UpstreamPolicy,
-    Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, Target, Upstream,
+    UpstreamPolicy, Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
-    ON_NO_SERVERS, ROUTE_BYS, STEERS, VERSIONS,
+    ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
 };
 use crate::units::{ByteSize, UpstreamId, format_duration};
 
@@ -147,24 +148,41 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
     let Listener {
         name: _,
         bind,
-        upstream,
+        target,
         backlog,
         unix_mode,
         defer_connect,
         accept,
         proxy_protocol,
         route,
+        access,
+        limits,
+        on_refuse,
     } = listener;
-    mapping([
-        ("bind", text(bind)),
-        ("upstream", text(&upstreams[usize::from(upstream.0)].name)),
+    let mut entries = vec![("bind", text(bind))];
+    let name = |id: &UpstreamId| upstreams[usize::from(id.0)].name.as_str();
+    match target {
+        Target::One(upstream) => entries.push(("upstream", text(name(upstream)))),
+        Target::Split { by, parts } => {
+            let parts = parts
+                .iter()
+                .map(|(id, weight)| (name(id), (*weight).into()));
+            entries.push(("upstreams", mapping(parts)));
+            entries.push(("split_by", word(&SPLITS_BY, by)));
+        }
+    }
+    entries.extend([
         ("backlog", (*backlog).into()),
         ("unix_mode", text(format!("{unix_mode:04o}"))),
         ("defer_connect", duration_or_off(*defer_connect)),
         ("accept", render_accept(accept)),
         ("proxy_protocol", proxy::required(proxy_protocol.as_ref())),
         ("route", render_route(route.as_ref(), upstreams)),
-    ])
+        ("access", policy::render_access(access.as_ref())),
+        ("limits", policy::render_limits(limits)),
+        ("on_refuse", word(&ON_REFUSES, on_refuse)),
+    ]);
+    mapping(entries)
 }
 
 fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
@@ -180,13 +198,15 @@ fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
     };
     let name_of = |id: &UpstreamId| text(&upstreams[usize::from(id.0)].name);
     let names = names.iter().map(|(name, to)| (name.as_str(), name_of(to)));
-    mapping([
-        ("by", word(&ROUTE_BYS, by)),
-        ("names", mapping(names)),
-        ("no_name", name_of(no_name)),
-        ("other_protocol", name_of(other_protocol)),
-        ("timeout", duration(*timeout)),
-    ])
+    let mut entries = vec![("by", word(&ROUTE_BYS, by)), ("names", mapping(names))];
+    entries.extend(no_name.iter().map(|to| ("no_name", name_of(to))));
+    entries.extend(
+        other_protocol
+            .iter()
+            .map(|to| ("other_protocol", name_of(to))),
+    );
+    entries.push(("timeout", duration(*timeout)));
+    mapping(entries)
 }
 
 fn render_accept(accept: &Accept) -> Value {

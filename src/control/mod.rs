@@ -9,6 +9,7 @@
 
 pub mod admin;
 mod fds;
+pub mod gates;
 pub mod health;
 pub mod listen;
 mod modes;
@@ -18,6 +19,7 @@ pub mod process_log;
 pub mod resolve;
 pub mod scrape;
 mod supervisor;
+mod targets;
 mod upstreams;
 
 use std::net::SocketAddr;
@@ -28,7 +30,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::{AccessLog, Mover, Workers};
+use crate::config::model::{AccessLog, Listener, Mover, Workers};
 use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
@@ -41,6 +43,7 @@ use crate::sys::socket::Keepalive;
 use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
+use crate::worker::gate::Gate;
 use crate::worker::queue::SharedQueue;
 use crate::worker::servers::Pool;
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
@@ -71,6 +74,9 @@ pub enum RunError {
     /// A host name.
     #[error(transparent)]
     Resolve(#[from] resolve::ResolveError),
+    /// A file of an access list.
+    #[error("{0}; nothing was started")]
+    ListFile(#[from] gates::ListFileError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] log::LogError),
@@ -116,6 +122,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
+    let gates = gates::gates(config)?;
     let resolved = resolve::resolve(config)?;
     let options = socket_options(config);
     let Bound {
@@ -131,7 +138,10 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let (results, heard) = mpsc::channel();
     let pools = upstreams::first(config, &resolved, cpus.len(), &results);
     let standings = upstreams::standings(resolved.servers.len());
-    let service = Arc::new(service(config, options, fds.pipes_per_core, cpus.len()));
+    let service = Arc::new(Service {
+        listeners: listeners(config, gates),
+        ..service(config, options, fds.pipes_per_core, cpus.len())
+    });
     let budget = Arc::new(FdBudget::new(cpus.len()));
     let ring = ring_options(config, fds.limit, cpus.len());
 
@@ -391,7 +401,7 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
         listeners: listeners
             .map(|l| ListenerName {
                 name: l.name.clone(),
-                upstream: l.upstream,
+                upstreams: targets::upstreams_of(&l.target),
             })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
@@ -434,21 +444,24 @@ fn start_access_log(
     Ok((writer, producers))
 }
 
+fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListener> {
+    let listeners = config.listeners.iter().zip(gates);
+    let listener = |(listener, gate): (&Listener, _)| ServiceListener {
+        target: targets::target(config, &listener.target, seed()),
+        backlog: listener.backlog,
+        defer_connect: listener.defer_connect,
+        gate,
+        is_unix: matches!(listener.bind, Address::Unix(_)),
+        proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
+        routes: modes::routes(listener),
+    };
+    listeners.map(listener).collect()
+}
+
 fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: usize) -> Service {
     let large = config.buffers.size_bytes / 2;
     Service {
-        listeners: config
-            .listeners
-            .iter()
-            .map(|listener| ServiceListener {
-                upstream: listener.upstream,
-                backlog: listener.backlog,
-                defer_connect: listener.defer_connect,
-                is_unix: matches!(listener.bind, Address::Unix(_)),
-                proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
-                routes: modes::routes(listener),
-            })
-            .collect(),
+        listeners: Vec::new(),
         upstreams: config
             .upstreams
             .iter()

@@ -37,7 +37,6 @@ pub(super) fn routes(listener: &Listener) -> Option<Routes> {
             RouteBy::Host => By::Host,
         },
         names,
-        default: listener.upstream,
         no_name: route.no_name,
         other_protocol: route.other_protocol,
         timeout: route.timeout,

@@ -54,7 +54,9 @@ impl Renderer {
             ),
         );
         let listener = name(&self.listeners, record.listener.0);
-        let upstream = name(&self.upstreams, record.upstream.0);
+        let upstream = record
+            .upstream
+            .map_or("null", |upstream| name(&self.upstreams, upstream.0));
         put(
             out,
             format_args!(",\"listener\":{listener},\"upstream\":{upstream},\"core\":{core}"),
@@ -207,7 +209,7 @@ mod tests {
             sequence: 42,
             core: CoreId(3),
             listener: ListenerId(0),
-            upstream: UpstreamId(0),
+            upstream: Some(UpstreamId(0)),
             server: Some(ServerId(1)),
             downstream: Some("[::1]:5000".parse().unwrap()),
             via: None,

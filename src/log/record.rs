@@ -17,8 +17,8 @@ pub struct Record {
     pub core: CoreId,
     /// Where it was accepted.
     pub listener: ListenerId,
-    /// Where it was to go.
-    pub upstream: UpstreamId,
+    /// Where it was to go; `None` if it was refused before that was decided.
+    pub upstream: Option<UpstreamId>,
     /// The server that took it; `None` if none did.
     pub server: Option<ServerId>,
     /// The client's address; `None` for a unix socket.

@@ -17,7 +17,7 @@ fn record(core: u16, sequence: u64, cause: Cause) -> Record {
         sequence,
         core: CoreId(core),
         listener: ListenerId(0),
-        upstream: UpstreamId(0),
+        upstream: Some(UpstreamId(0)),
         server: None,
         downstream: None,
         via: None,

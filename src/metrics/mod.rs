@@ -36,8 +36,8 @@ pub struct Names {
 pub struct ListenerName {
     /// As in the configuration.
     pub name: String,
-    /// Where its sessions go.
-    pub upstream: UpstreamId,
+    /// Where its sessions may go.
+    pub upstreams: Vec<UpstreamId>,
 }
 
 /// A server's label, and where it belongs.
@@ -170,6 +170,8 @@ pub struct CoreMetrics {
 pub struct ClosedKey {
     /// Where it was accepted.
     pub listener: ListenerId,
+    /// Where it was to go; `None` if it was refused before that was decided.
+    pub upstream: Option<UpstreamId>,
     /// The server that took it, if one did.
     pub server: Option<ServerId>,
     /// Why it ended.
@@ -195,6 +197,8 @@ pub struct ListenerMetrics {
     pub accept_paused_total: u64,
     /// PROXY headers that were refused, by what was wrong with them.
     pub proxy_errors_total: HashMap<&'static str, u64>,
+    /// Connections that passed `limits.per_source` uncounted, because its table was full.
+    pub sources_uncounted_total: u64,
     /// Accept to the first byte from the server.
     pub first_byte: LatencyHistogram,
     /// Accept to the end.
@@ -260,6 +264,8 @@ pub struct LastCheck {
 pub struct UpstreamMetrics {
     /// One successful connection attempt.
     pub connect: LatencyHistogram,
+    /// From there to the first byte from the server.
+    pub first_byte: LatencyHistogram,
     /// Further servers tried after one had failed.
     pub retries_total: u64,
     /// Sessions that had to wait for a place on a server.

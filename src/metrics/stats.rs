@@ -115,8 +115,13 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
     let object = |(index, listener): (usize, &super::ListenerName)| {
         let total =
             |pick: fn(&ListenerMetrics) -> u64| sum(scrape, |core| pick(&core.listeners[index]));
+        let names = listener
+            .upstreams
+            .iter()
+            .map(|id| &scrape.names.upstreams[usize::from(id.0)]);
+        let names: Vec<_> = names.collect();
         let value = json!({
-            "upstream": scrape.names.upstreams[usize::from(listener.upstream.0)],
+            "upstreams": names,
             "accepted": total(|l| l.accepted_total),
             "active": total(|l| l.active),
             "received_bytes": total(|l| l.received_bytes_total),
@@ -124,6 +129,7 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
             "accept_exhausted": total(|l| l.accept_exhausted_total),
             "accept_aborted": total(|l| l.accept_aborted_total),
             "accept_paused": total(|l| l.accept_paused_total),
+            "sources_uncounted": total(|l| l.sources_uncounted_total),
             "first_byte": latency(&merged(scrape, |core| &core.listeners[index].first_byte)),
             "duration": latency(&merged(scrape, |core| &core.listeners[index].duration)),
         });
@@ -149,6 +155,7 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
         };
         let value = json!({
             "connect": latency(&connect),
+            "first_byte": latency(&merged(scrape, |core| &core.upstreams[index].first_byte)),
             "retries": total(|u| u.retries_total),
             "queued": total(|u| u.queued),
             "queued_total": total(|u| u.queued_total),
@@ -327,7 +334,7 @@ mod tests {
         let names = Names {
             listeners: vec![ListenerName {
                 name: "edge".into(),
-                upstream: UpstreamId(0),
+                upstreams: vec![UpstreamId(0)],
             }],
             upstreams: vec!["app".into()],
             servers: vec![ServerName {
@@ -347,6 +354,7 @@ mod tests {
             for (cause, count) in [(Cause::Empty, 1), (Cause::Finished, 9), (Cause::Reset, 3)] {
                 let key = ClosedKey {
                     listener: ListenerId(0),
+                    upstream: Some(UpstreamId(0)),
                     server: None,
                     reason: CloseReason::new(Side::Downstream, Stage::Relay, cause),
                 };

@@ -31,12 +31,10 @@ pub struct Routes {
     pub by: By,
     /// Names, and wildcards.
     pub names: Names<UpstreamId>,
-    /// For names that are not among them.
-    pub default: UpstreamId,
-    /// For clients that ask for no name.
-    pub no_name: UpstreamId,
+    /// For clients that ask for no name; `None`: where the listener's other sessions go.
+    pub no_name: Option<UpstreamId>,
     /// For clients that speak another protocol.
-    pub other_protocol: UpstreamId,
+    pub other_protocol: Option<UpstreamId>,
     /// For the whole of what is looked at.
     pub timeout: Duration,
 }
@@ -46,8 +44,8 @@ pub struct Routes {
 pub struct Routed {
     /// The client.
     pub downstream: OwnedFd,
-    /// Where it goes.
-    pub upstream: UpstreamId,
+    /// Where it goes, if its name or the lack of one says so.
+    pub upstream: Option<UpstreamId>,
     /// What it asked for.
     pub name: Option<ServerName>,
 }
@@ -87,7 +85,7 @@ pub async fn route(
             let (upstream, name) = match asked {
                 Asked::Name(name) => {
                     let found = routes.names.get(name.as_str());
-                    (found.unwrap_or(routes.default), Some(name))
+                    (found, Some(name))
                 }
                 Asked::NoName => (routes.no_name, None),
                 Asked::OtherProtocol => (routes.other_protocol, None),

@@ -18,7 +18,7 @@
 
 use std::net::IpAddr;
 
-use super::network::Network;
+use crate::units::network::Network;
 
 /// What to do with a connection from an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@
 use std::io::{self, Read};
 use std::str;
 
-use super::network::{Network, NetworkError};
+use crate::units::network::{Network, NetworkError};
 use crate::units::shorten;
 
 /// Largest list file, in bytes.

@@ -1,8 +1,7 @@
 //! Who may connect, how often and how fast: the arithmetic of admission, without sockets and
 //! without a clock of its own.
 //!
-//! - [`network`]: one block of addresses, `10.0.0.0/8`.
-//! - [`access`]: an ordered list of allowed and denied networks; [`list`] reads such a list's file.
+//! - [`access`]: an ordered list of allowed and denied [networks](crate::units::network); [`list`] reads such a list's file.
 //! - [`bucket`]: a rate with a burst, for one owner or shared by all cores.
 //! - [`sources`]: connections and new connections per source network, in a bounded table.
 //! - [`names`]: exact names and wildcards.
@@ -16,5 +15,4 @@ pub mod bucket;
 pub mod limit;
 pub mod list;
 pub mod names;
-pub mod network;
 pub mod sources;

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::bucket::Rate;
-use super::network::Network;
+use crate::units::network::Network;
 
 /// Locks in a table. Far more than the cores that could wait for one of them.
 const SHARDS: usize = 64;

@@ -10,10 +10,12 @@
 
 mod accept;
 pub mod budget;
+pub mod gate;
 pub mod queue;
 mod route;
 pub mod servers;
 mod session;
+pub mod way;
 
 use std::cell::{Cell, RefCell};
 use std::future::pending;
@@ -40,9 +42,11 @@ use crate::sys::socket::Options;
 use crate::sys::{affinity, clock, fd};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 use budget::FdBudget;
+use gate::{Door, Gate, Pass};
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
-use session::SessionWatcher;
+use session::{Arrival, SessionWatcher};
+use way::{Target, Way};
 
 /// Entries of monoio's ring: accept readiness, dials in progress, the mailbox. A pass that needs
 /// more submits in between.
@@ -71,11 +75,13 @@ pub struct Service {
 #[derive(Debug)]
 pub struct ServiceListener {
     /// Where its sessions go.
-    pub upstream: UpstreamId,
+    pub target: Target,
     /// Length of the accept queue.
     pub backlog: u32,
     /// Dial only after the client's first byte.
     pub defer_connect: Option<Duration>,
+    /// Who may come in; `None` is everybody.
+    pub gate: Option<Arc<Gate>>,
     /// A unix socket: it knows no SYN and no SO_REUSEPORT.
     pub is_unix: bool,
     /// A PROXY header comes first.
@@ -265,6 +271,10 @@ struct Core {
     ledger: Rc<Ledger>,
     /// Indexed by [`UpstreamId`].
     groups: Vec<Rc<Group>>,
+    /// Indexed by [`ListenerId`]; `None` for those without a gate.
+    doors: Vec<Option<Rc<Door>>>,
+    /// Indexed by [`ListenerId`].
+    ways: Vec<Way>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -382,7 +392,13 @@ impl Core {
             }
         };
         let groups = groups(spec.id, &service, &spec.pools, &spec.queues, &spec.cores);
+        let doors = service.listeners.iter().map(|it| it.gate.as_ref());
+        let doors = doors.map(|gate| gate.map(Door::new)).collect();
+        let targets = service.listeners.iter().map(|it| &it.target);
+        let ways = targets.map(|target| Way::new(target, spec.id)).collect();
         let core = Rc::new(Self {
+            doors,
+            ways,
             id: spec.id,
             service,
             engine,
@@ -463,6 +479,21 @@ impl Core {
         }
         drop(metrics);
         self.groups[usize::from(upstream.0)].replace(pool);
+    }
+
+    /// What a client takes at its listener's gate, or why it may not come in and whether it is to see a reset.
+    fn pass_gate(&self, arrival: Arrival) -> Result<Option<Box<Pass>>, (Cause, bool)> {
+        let Some(door) = &self.doors[usize::from(arrival.listener.0)] else {
+            return Ok(None);
+        };
+        match door.enter(arrival.downstream, clock::now_us()) {
+            Ok(admitted) => {
+                let listener = arrival.listener;
+                self.ledger.note_uncounted(listener, admitted.is_uncounted);
+                Ok(admitted.pass)
+            }
+            Err(cause) => Err((cause, door.resets())),
+        }
     }
 
     fn note_queued(&self, upstream: UpstreamId) {

@@ -24,6 +24,7 @@ use crate::wire::proxy::Header;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Who the session is for.
+#[derive(Default)]
 pub(super) struct Client {
     /// As its socket says, or the PROXY header; `None` for a unix socket.
     pub(super) address: Option<SocketAddr>,

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::accept;
+use super::gate::Pass;
 use super::route::{Client, Route};
 use super::servers::Seat;
 use super::{Core, Ledger};
@@ -13,24 +15,29 @@ use crate::log::record::{Record, wall_clock};
 use crate::metrics::ClosedKey;
 use crate::mode::tcp::{self, Attempts, Connected, Plan};
 use crate::mode::{self, proxy};
-use crate::outcome::{CloseReason, MoverKind};
+use crate::outcome::{Cause, CloseReason, MoverKind, Side, Stage};
 use crate::relay::pair::End;
 use crate::relay::{Summary, Watcher};
 use crate::sys::clock;
 use crate::units::{ListenerId, ServerId, UpstreamId};
 use crate::wire::proxy::ProxyError;
 
+/// Somebody at a listener.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival {
+    pub(super) listener: ListenerId,
+    pub(super) downstream: Option<SocketAddr>,
+    pub(super) accepted_us: u64,
+}
+
 /// What is known of a session before it relays.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opening {
     sequence: u64,
-    listener: ListenerId,
-    upstream: UpstreamId,
-    /// The client.
-    downstream: Option<SocketAddr>,
+    arrival: Arrival,
+    upstream: Option<UpstreamId>,
     /// The proxy in front of us that told who the client is.
     via: Option<SocketAddr>,
-    accepted_us: u64,
     attempts: u16,
 }
 
@@ -39,59 +46,32 @@ pub(super) struct Relayed {
     opening: Opening,
     server: ServerId,
     connected_us: u64,
-    /// Given back when the session is over.
+    /// Given back when the session is over, like the pass.
     seat: Seat,
+    _pass: Option<Box<Pass>>,
 }
 
 /// Serves one accepted connection until its sockets belong to the engine.
 pub(super) async fn run(
     core: Rc<Core>,
-    listener: ListenerId,
     client: OwnedFd,
-    downstream: Option<SocketAddr>,
-    accepted_us: u64,
+    arrival: Arrival,
+    pass: Option<Box<Pass>>,
 ) {
     let ledger = &core.ledger;
     let service = &core.service;
-    let settings = &service.listeners[usize::from(listener.0)];
-    let mut opening = ledger.open(listener, settings.upstream, downstream, accepted_us);
+    let settings = &service.listeners[usize::from(arrival.listener.0)];
+    let mut opening = ledger.open(arrival, None);
     core::take_in_hand(opening.sequence);
     panic_if_told_to(opening.sequence);
-    let mut header = None;
-    let mut client = client;
-    if let Some(required) = &settings.proxy_protocol {
-        match proxy::receive(client, downstream, required, &core.aborting).await {
-            Ok((socket, told)) => {
-                client = socket;
-                opening.downstream = told.source().or(downstream);
-                opening.via = told.source().and(downstream);
-                header = Some(told);
-            }
-            Err(refused) => {
-                ledger.note_proxy_error(listener, refused.error);
-                return ledger.close(clock::now_us(), opening, None, refused.reason, |_| ());
-            }
-        }
-    }
-    let mut name = None;
-    if let Some(routes) = &settings.routes {
-        match mode::route::route(client, routes, &core.aborting).await {
-            Ok(routed) => {
-                client = routed.downstream;
-                opening.upstream = routed.upstream;
-                name = routed.name;
-            }
-            Err(reason) => {
-                return ledger.close(clock::now_us(), opening, None, reason, |_| ());
-            }
-        }
-    }
-    let known = Client {
-        address: opening.downstream,
-        header,
-        name,
+    let (client, known, pass) = match meet(&core, client, &mut opening, pass).await {
+        Ok(met) => met,
+        Err(reason) => return ledger.close(clock::now_us(), opening, None, reason, |_| ()),
     };
-    let mut servers = Route::new(&core, opening.upstream, known);
+    let Some(upstream) = opening.upstream else {
+        return;
+    };
+    let mut servers = Route::new(&core, upstream, known);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,
@@ -103,8 +83,9 @@ pub(super) async fn run(
     let result = tcp::serve(client, plan, &mut attempts).await;
     let now_us = clock::now_us();
     opening.attempts = attempts.count;
-    opening.upstream = servers.upstream();
-    ledger.note_attempts(opening.upstream, &attempts, result.as_ref().ok());
+    let upstream = servers.upstream();
+    opening.upstream = Some(upstream);
+    ledger.note_attempts(upstream, &attempts, result.as_ref().ok());
     match result {
         Ok(Connected {
             downstream,
@@ -117,16 +98,62 @@ pub(super) async fn run(
                 server,
                 connected_us: now_us,
                 seat,
+                _pass: pass,
             };
             let mut engine = core.engine.borrow_mut();
             engine.start(now_us, downstream, upstream, record);
             if core.aborting.is_set() {
-                engine.abort_all(now_us, crate::outcome::Cause::Drain);
+                engine.abort_all(now_us, Cause::Drain);
             }
         }
         // No server took it; those that failed are counted one by one.
         Err(reason) => ledger.close(now_us, opening, None, reason, |_| ()),
     }
+}
+
+/// Finds out who the client is and where it goes, if the listener wants to know: from the PROXY header, and
+/// from what the client says first.
+async fn meet(
+    core: &Core,
+    mut client: OwnedFd,
+    opening: &mut Opening,
+    mut pass: Option<Box<Pass>>,
+) -> Result<(OwnedFd, Client, Option<Box<Pass>>), CloseReason> {
+    let listener = opening.arrival.listener;
+    let settings = &core.service.listeners[usize::from(listener.0)];
+    let mut known = Client::default();
+    if let Some(required) = &settings.proxy_protocol {
+        let peer = opening.arrival.downstream;
+        let received = proxy::receive(client, peer, required, &core.aborting).await;
+        let (socket, header) = received.map_err(|refused| {
+            core.ledger.note_proxy_error(listener, refused.error);
+            refused.reason
+        })?;
+        client = socket;
+        if let Some(source) = header.source() {
+            opening.arrival.downstream = Some(source);
+            opening.via = peer;
+        }
+        known.header = Some(header);
+        pass = match core.pass_gate(opening.arrival) {
+            Ok(pass) => pass,
+            Err((cause, resets)) => {
+                accept::refuse(resets, client);
+                return Err(CloseReason::new(Side::Local, Stage::Accept, cause));
+            }
+        };
+    }
+    known.address = opening.arrival.downstream;
+    let mut upstream = None;
+    if let Some(routes) = &settings.routes {
+        let routed = mode::route::route(client, routes, &core.aborting).await?;
+        client = routed.downstream;
+        upstream = routed.upstream;
+        known.name = routed.name;
+    }
+    let way = &core.ways[usize::from(listener.0)];
+    opening.upstream = upstream.or_else(|| Some(way.next(known.address)));
+    Ok((client, known, pass))
 }
 
 /// Lets a test see what a panic does. Debug builds only.
@@ -139,22 +166,32 @@ fn panic_if_told_to(sequence: u64) {
 }
 
 impl Ledger {
-    fn open(
-        &self,
-        listener: ListenerId,
-        upstream: UpstreamId,
-        downstream: Option<SocketAddr>,
-        accepted_us: u64,
-    ) -> Opening {
+    pub(super) fn note_uncounted(&self, listener: ListenerId, is_uncounted: bool) {
+        if is_uncounted {
+            let mut metrics = self.metrics.borrow_mut();
+            metrics.listener(listener).sources_uncounted_total += 1;
+        }
+    }
+
+    /// The gate let somebody not in: a connection that never becomes a session.
+    pub(super) fn refused(&self, arrival: Arrival, cause: Cause) {
+        let opening = self.open(arrival, None);
+        let reason = CloseReason::new(Side::Local, Stage::Accept, cause);
+        let mut metrics = self.metrics.borrow_mut();
+        metrics.listener(arrival.listener).accepted_total += 1;
+        drop(metrics);
+        let record = self.record(arrival.accepted_us, opening, None, reason);
+        self.write_down(record);
+    }
+
+    fn open(&self, arrival: Arrival, upstream: Option<UpstreamId>) -> Opening {
         let sequence = self.next_sequence.get();
         self.next_sequence.set(sequence + 1);
         Opening {
             sequence,
-            listener,
+            arrival,
             upstream,
-            downstream,
             via: None,
-            accepted_us,
             attempts: 0,
         }
     }
@@ -200,28 +237,10 @@ impl Ledger {
         reason: CloseReason,
         fill: impl FnOnce(&mut Record),
     ) {
-        let mut record = Record {
-            sequence: opening.sequence,
-            core: self.core,
-            listener: opening.listener,
-            upstream: opening.upstream,
-            server,
-            downstream: opening.downstream,
-            via: opening.via,
-            ended_at: wall_clock(),
-            connect_us: None,
-            first_byte_us: None,
-            duration_us: now_us - opening.accepted_us,
-            bytes_to_upstream: 0,
-            bytes_to_downstream: 0,
-            attempts: opening.attempts,
-            close_reason: reason,
-            spliced_bytes: None,
-            mover_switches: 0,
-        };
+        let mut record = self.record(now_us, opening, server, reason);
         fill(&mut record);
         let mut metrics = self.metrics.borrow_mut();
-        let listener = metrics.listener(opening.listener);
+        let listener = metrics.listener(opening.arrival.listener);
         listener.active -= 1;
         listener
             .duration
@@ -229,10 +248,47 @@ impl Ledger {
         if let Some(us) = record.first_byte_us {
             listener.first_byte.record(Duration::from_micros(us));
         }
-        let key = ClosedKey {
-            listener: opening.listener,
+        drop(metrics);
+        self.write_down(record);
+        self.session_ended();
+    }
+
+    fn record(
+        &self,
+        now_us: u64,
+        opening: Opening,
+        server: Option<ServerId>,
+        reason: CloseReason,
+    ) -> Record {
+        Record {
+            sequence: opening.sequence,
+            core: self.core,
+            listener: opening.arrival.listener,
+            upstream: opening.upstream,
             server,
-            reason,
+            downstream: opening.arrival.downstream,
+            via: opening.via,
+            ended_at: wall_clock(),
+            connect_us: None,
+            first_byte_us: None,
+            duration_us: now_us - opening.arrival.accepted_us,
+            bytes_to_upstream: 0,
+            bytes_to_downstream: 0,
+            attempts: opening.attempts,
+            close_reason: reason,
+            spliced_bytes: None,
+            mover_switches: 0,
+        }
+    }
+
+    /// The one place where a connection's end is counted and logged.
+    fn write_down(&self, record: Record) {
+        let mut metrics = self.metrics.borrow_mut();
+        let key = ClosedKey {
+            listener: record.listener,
+            upstream: record.upstream,
+            server: record.server,
+            reason: record.close_reason,
         };
         *metrics.closed.entry(key).or_default() += 1;
         if let Some(access_log) = self.access_log.borrow_mut().as_mut()
@@ -240,8 +296,6 @@ impl Ledger {
         {
             metrics.access_log_dropped_total += 1;
         }
-        drop(metrics);
-        self.session_ended();
     }
 }
 
@@ -272,12 +326,14 @@ impl Watcher for SessionWatcher {
         match from {
             End::Downstream => {
                 metrics
-                    .listener(record.opening.listener)
+                    .listener(record.opening.arrival.listener)
                     .received_bytes_total += bytes;
                 metrics.server(record.server).sent_bytes_total += bytes;
             }
             End::Upstream => {
-                metrics.listener(record.opening.listener).sent_bytes_total += bytes;
+                metrics
+                    .listener(record.opening.arrival.listener)
+                    .sent_bytes_total += bytes;
                 metrics.server(record.server).received_bytes_total += bytes;
             }
         }
@@ -302,13 +358,21 @@ impl Watcher for SessionWatcher {
             server,
             connected_us,
             seat,
+            _pass,
         } = record;
         seat.ended(summary.reason, summary.to_downstream_bytes);
-        self.ledger.metrics.borrow_mut().server(server).active -= 1;
+        let accepted_us = opening.arrival.accepted_us;
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.server(server).active -= 1;
+        if let (Some(upstream), Some(at_us)) = (opening.upstream, summary.first_byte_us) {
+            let took = Duration::from_micros(at_us.saturating_sub(connected_us));
+            metrics.upstream(upstream).first_byte.record(took);
+        }
+        drop(metrics);
         self.ledger
             .close(now_us, opening, Some(server), summary.reason, |line| {
-                line.connect_us = Some(connected_us - opening.accepted_us);
-                line.first_byte_us = summary.first_byte_us.map(|at| at - opening.accepted_us);
+                line.connect_us = Some(connected_us - accepted_us);
+                line.first_byte_us = summary.first_byte_us.map(|at| at - accepted_us);
                 line.bytes_to_upstream = summary.to_upstream_bytes;
                 line.bytes_to_downstream = summary.to_downstream_bytes;
                 line.spliced_bytes = Some(summary.spliced_bytes);

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
-use corelay::config::limits::ZERO_COPY_MIN_BYTES;
+use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
-    Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Keepalive,
-    Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, ProxyRequired, ProxySent,
-    ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, Steer, TcpOptions,
-    Timeouts, Upstream, UpstreamPolicy, Workers,
+    Accept, Access, AccessLog, AccessRule, AccessSource, Admin, Balance, Buffers, Check, CheckKind,
+    Config, ConnectionRate, Eject, Expect, Keepalive, Limits, Listener, Log, LogFormat, LogLevel,
+    Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue,
+    Relay, Route, RouteBy, Server, ServerAddress, SplitBy, Steer, Target, TcpOptions, Timeouts,
+    Upstream, UpstreamPolicy, Verdict, Workers,
 };
+use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
 
@@ -146,6 +148,72 @@ fn an_accept() -> impl Strategy<Value = Accept> {
     })
 }
 
+/// One, or a split over those up to this one, so that each is used.
+fn target(number: u16, is_unix: bool, seed: u32) -> Target {
+    if seed.is_multiple_of(2) {
+        return Target::One(UpstreamId(number));
+    }
+    let weight = |index: u16| (seed as u16).wrapping_mul(index + 1) % 257;
+    let mut parts: Vec<_> = (0..number).map(|id| (UpstreamId(id), weight(id))).collect();
+    parts.push((UpstreamId(number), weight(number).max(1)));
+    Target::Split {
+        by: if is_unix || seed.is_multiple_of(3) {
+            SplitBy::Random
+        } else {
+            SplitBy::Source
+        },
+        parts,
+    }
+}
+
+fn a_verdict() -> impl Strategy<Value = Verdict> {
+    prop::sample::select(vec![Verdict::Allow, Verdict::Deny])
+}
+
+fn an_access() -> impl Strategy<Value = Access> {
+    let network = (any::<std::net::IpAddr>(), 0u8..=128).prop_map(|(ip, bits)| {
+        let whole = || Network::around(ip, 32).expect("every address has 32 bits");
+        AccessSource::Network(Network::around(ip, bits).unwrap_or_else(whole))
+    });
+    let file = "/[ -~é]{0,30}".prop_map(|path| AccessSource::File(PathBuf::from(path)));
+    let sources = prop::collection::vec(prop_oneof![network, file], 1..4);
+    let rule =
+        (a_verdict(), sources).prop_map(|(verdict, sources)| AccessRule { verdict, sources });
+    let rules = prop::collection::vec(rule, 0..4);
+    (rules, a_verdict()).prop_map(|(rules, otherwise)| Access { rules, otherwise })
+}
+
+fn some_limits() -> impl Strategy<Value = Limits> {
+    let most = || prop::option::of(1u32..=10_000_000);
+    let rate = || {
+        let rate = (1u32..=10_000_000, 1u32..=10_000_000);
+        prop::option::of(rate.prop_map(|(per_second, burst)| ConnectionRate { per_second, burst }))
+    };
+    let per_source = (
+        most(),
+        rate(),
+        1u8..=32,
+        1u8..=128,
+        64u32..=1 << 24,
+        a_verdict(),
+    );
+    let per_source = per_source.prop_map(
+        |(connections, rate, v4_prefix_bits, v6_prefix_bits, table, on_full)| PerSource {
+            connections,
+            rate,
+            v4_prefix_bits,
+            v6_prefix_bits,
+            table,
+            on_full,
+        },
+    );
+    (most(), rate(), per_source).prop_map(|(connections, rate, per_source)| Limits {
+        connections,
+        rate,
+        per_source,
+    })
+}
+
 /// Any valid configuration. Distinct ports and paths by construction.
 fn a_config() -> impl Strategy<Value = Config> {
     let unix_path = "/[ -~]{0,40}";
@@ -158,6 +226,7 @@ fn a_config() -> impl Strategy<Value = Config> {
             0u32..=0o777,
             prop::option::of(a_duration()),
             an_accept(),
+            (prop::option::of(an_access()), some_limits(), any::<bool>()),
         ),
         6,
     );
@@ -180,8 +249,9 @@ fn a_config() -> impl Strategy<Value = Config> {
             };
             for (index, name) in names.into_iter().enumerate() {
                 let number = u16::try_from(index).expect("few");
-                let (is_unix, path, backlog, unix_mode, defer_connect, accept) =
+                let (is_unix, path, backlog, unix_mode, defer_connect, accept, policy) =
                     listeners[index].clone();
+                let (access, limits, closes) = policy;
                 let bind = if is_unix {
                     Address::Unix(PathBuf::from(format!("/listener{index}{path}")))
                 } else {
@@ -194,7 +264,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                 config.listeners.push(Listener {
                     name: name.clone(),
                     bind,
-                    upstream: UpstreamId(number),
+                    target: target(number, is_unix, backlog),
                     backlog,
                     unix_mode,
                     defer_connect,
@@ -210,10 +280,24 @@ fn a_config() -> impl Strategy<Value = Config> {
                             ("a.example".to_owned(), UpstreamId(number)),
                             ("*.b.example".to_owned(), UpstreamId(number)),
                         ],
-                        no_name: UpstreamId(number),
-                        other_protocol: UpstreamId(number),
+                        no_name: Some(UpstreamId(number)),
+                        other_protocol: None,
                         timeout: Duration::from_millis(backlog.into()),
                     }),
+                    access: access.filter(|_| !is_unix),
+                    limits: Limits {
+                        per_source: if is_unix {
+                            DEFAULT_LIMITS.per_source
+                        } else {
+                            limits.per_source
+                        },
+                        ..limits
+                    },
+                    on_refuse: if closes {
+                        OnRefuse::Close
+                    } else {
+                        OnRefuse::Reset
+                    },
                 });
                 let servers = servers[index]
                     .iter()

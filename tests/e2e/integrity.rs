@@ -121,10 +121,10 @@ fn thousands_of_small_connections_keep_their_sha256() {
     for line in proxy.access_lines(count) {
         assert_reason(&line, "downstream/relay/finished");
     }
-    assert_eq!(
-        proxy.metrics().sum("corelay_upstream_sent_bytes_total"),
-        total as f64
-    );
+    // A core of a busy machine may answer a scrape late, with its numbers of before.
+    wait_until("Corelay's count", || {
+        proxy.metrics().sum("corelay_upstream_sent_bytes_total") == total as f64
+    });
     wait_until("the server's count", || upstream.stats().bytes_in == total);
     proxy.finish();
 }

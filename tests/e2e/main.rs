@@ -23,8 +23,10 @@
 //! | `CORELAY_E2E_TRANSFERS` | transfers in flight at SIGTERM | 1,000 |
 
 mod accepting;
+mod admission;
 mod backpressure;
 mod balancing;
+mod canary;
 mod closing;
 mod data;
 mod dialling;

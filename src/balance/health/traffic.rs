@@ -39,6 +39,12 @@ impl ServerFault {
             Cause::Finished
             | Cause::Empty
             | Cause::Left
+            | Cause::Denied
+            | Cause::ListenerFull
+            | Cause::RateLimited
+            | Cause::SourceFull
+            | Cause::SourceRateLimited
+            | Cause::SourceTableFull
             | Cause::FirstByteTimeout
             | Cause::IdleTimeout
             | Cause::HalfCloseTimeout

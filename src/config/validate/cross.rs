@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
+use super::target::{NameDraft, TargetDraft, check_references};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
     Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Route, Server,
-    ServerAddress, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
+    ServerAddress, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
-use crate::config::suggest::closest;
 use crate::units::{Address, ByteSize, UpstreamId, shorten};
 
 /// A configuration with holes where something was wrong, and the place of each part.
@@ -33,14 +34,14 @@ pub(super) struct ListenerDraft {
     pub(super) name: String,
     pub(super) bind: Option<Address>,
     pub(super) bind_place: Place,
-    pub(super) upstream: Option<String>,
-    pub(super) upstream_place: Place,
+    pub(super) target: Option<TargetDraft>,
     pub(super) backlog: u32,
     pub(super) unix_mode: u32,
     pub(super) defer_connect: Option<Duration>,
     pub(super) accept: Accept,
     pub(super) proxy_protocol: Option<ProxyRequired>,
     pub(super) route: Option<RouteDraft>,
+    pub(super) policy: ListenerPolicy,
 }
 
 pub(super) struct UpstreamDraft {
@@ -82,6 +83,7 @@ impl Default for Draft {
 /// Notes every relation that does not hold.
 pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_references(report, draft);
+    check_fallbacks(report, draft);
     check_binds(report, draft);
     check_admin(report, draft);
     check_servers(report, draft);
@@ -89,6 +91,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_checks(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
+    check_policies(report, &draft.listeners);
 }
 
 fn check_zero_copy(report: &mut Report<'_>, draft: &Draft) {
@@ -106,70 +109,6 @@ fn check_zero_copy(report: &mut Report<'_>, draft: &Draft) {
             ),
             format!("set buffers.size to {least} at least, or zero_copy_send to false"),
         );
-    }
-}
-
-fn check_references(report: &mut Report<'_>, draft: &Draft) {
-    let names: Vec<&str> = draft
-        .upstreams
-        .iter()
-        .map(|upstream| upstream.name.as_str())
-        .collect();
-    let from_listeners = draft.listeners.iter().filter_map(|listener| {
-        let wanted = listener.upstream.as_ref()?;
-        Some((wanted, &listener.upstream_place))
-    });
-    let fallbacks = draft.upstreams.iter();
-    let from_fallbacks = fallbacks.filter_map(|upstream| {
-        let (wanted, place) = upstream.fallback.as_ref()?;
-        Some((wanted, place))
-    });
-    let routes = draft.listeners.iter().filter_map(|it| it.route.as_ref());
-    let from_routes = routes.flat_map(RouteDraft::upstreams);
-    for (wanted, place) in from_listeners.chain(from_fallbacks).chain(from_routes) {
-        if names.contains(&wanted.as_str()) {
-            continue;
-        }
-        let remedy = match closest(wanted, &names) {
-            Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!(
-                "add it under `upstreams`, or name one of: {}",
-                names.join(", ")
-            ),
-        };
-        report.add(
-            place.clone(),
-            format!("there is no upstream `{}`", shorten(wanted)),
-            remedy,
-        );
-    }
-    check_fallbacks(report, draft);
-    // Where a listener's part is missing, nobody can say what is unused.
-    if draft.listeners.is_empty()
-        || draft
-            .listeners
-            .iter()
-            .any(|listener| listener.upstream.is_none())
-    {
-        return;
-    }
-    for upstream in &draft.upstreams {
-        let name = Some(upstream.name.as_str());
-        let mut listeners = draft.listeners.iter();
-        let mut others = draft.upstreams.iter();
-        let is_used = listeners.any(|listener| {
-            let mut routed = listener.route.iter().flat_map(RouteDraft::upstreams);
-            listener.upstream.as_deref() == name || routed.any(|(it, _)| Some(it.as_str()) == name)
-        }) || others
-            .any(|it| it.fallback.as_ref().map(|(name, _)| name.as_str()) == name);
-        if !is_used {
-            let remedy = "point a listener at it, or remove it";
-            report.add(
-                upstream.place.clone(),
-                "no listener uses this upstream",
-                remedy,
-            );
-        }
     }
 }
 
@@ -350,27 +289,37 @@ impl Draft {
             UpstreamId(u16::try_from(index).expect("at most LISTENERS_MAX upstreams"))
         };
         let listeners = self.listeners.iter().map(|listener| Listener {
+            access: listener.policy.access.clone(),
+            limits: listener.policy.limits,
+            on_refuse: listener.policy.on_refuse,
             name: listener.name.clone(),
             bind: listener.bind.clone().expect(whole),
-            upstream: id_of(listener.upstream.as_deref().expect(whole)),
+            target: match listener.target.as_ref().expect(whole) {
+                TargetDraft::One(it) => Target::One(id_of(&it.name)),
+                TargetDraft::Split { by, parts, .. } => {
+                    let part = |(it, weight): &(NameDraft, u16)| (id_of(&it.name), *weight);
+                    Target::Split {
+                        by: *by,
+                        parts: parts.iter().map(part).collect(),
+                    }
+                }
+            },
             backlog: listener.backlog,
             unix_mode: listener.unix_mode,
             defer_connect: listener.defer_connect,
             accept: listener.accept,
             proxy_protocol: listener.proxy_protocol.clone(),
             route: listener.route.as_ref().map(|route| {
-                let default = id_of(listener.upstream.as_deref().expect(whole));
-                let or_default = |named: &Option<(String, Place)>| {
-                    named.as_ref().map_or(default, |(name, _)| id_of(name))
-                };
+                let named =
+                    |named: &Option<(String, Place)>| named.as_ref().map(|(name, _)| id_of(name));
                 let names = route.names.iter();
                 Route {
                     by: route.by,
                     names: names
                         .map(|(name, to, _)| (name.clone(), id_of(to)))
                         .collect(),
-                    no_name: or_default(&route.no_name),
-                    other_protocol: or_default(&route.other_protocol),
+                    no_name: named(&route.no_name),
+                    other_protocol: named(&route.other_protocol),
                     timeout: route.timeout,
                 }
             }),

@@ -2,7 +2,7 @@
 
 use super::cross::ListenerDraft;
 use super::route::route;
-use super::{parse_bind, proxy, settings, within};
+use super::{parse_bind, policy, proxy, settings, target, within};
 use crate::config::limits::{
     BACKLOG, DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, LISTENERS_MAX, TIMEOUT,
     UNIX_MODE_MAX,
@@ -10,15 +10,20 @@ use crate::config::limits::{
 use crate::config::read::{Cursor, Report};
 use crate::units::shorten;
 
-pub(super) const LISTENER_KEYS: [&str; 8] = [
+pub(super) const LISTENER_KEYS: [&str; 13] = [
     "bind",
     "upstream",
+    "upstreams",
+    "split_by",
     "backlog",
     "unix_mode",
     "defer_connect",
     "accept",
     "proxy_protocol",
     "route",
+    "access",
+    "limits",
+    "on_refuse",
 ];
 
 pub(super) fn listeners(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ListenerDraft> {
@@ -48,8 +53,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         let text = report.text(at)?;
         parse_bind(report, &at.place(), &text)
     });
-    let upstream_at = section.require(report, "upstream", "upstream: app");
-    let upstream = upstream_at.and_then(|at| report.text(at));
+    let target = target::read(report, &section);
     let backlog = section
         .get("backlog")
         .and_then(|at| report.number(at, &BACKLOG));
@@ -73,18 +77,19 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         .and_then(|at| proxy::required(report, at))
         .flatten();
     let route = section.get("route").and_then(|at| route(report, at));
+    let policy = policy::read(report, &section);
     Some(ListenerDraft {
         name: name.to_owned(),
         bind,
         bind_place: bind_at.map_or_else(|| at.place(), Cursor::place),
-        upstream,
-        upstream_place: upstream_at.map_or_else(|| at.place(), Cursor::place),
+        target,
         backlog,
         unix_mode,
         defer_connect,
         accept,
         proxy_protocol,
         route,
+        policy,
     })
 }
 

@@ -8,15 +8,19 @@
 mod cross;
 mod health;
 mod listeners;
+mod policy;
 mod proxy;
 mod route;
 mod settings;
+mod target;
 mod upstreams;
 
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
+pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use proxy::VERSIONS;
 pub(super) use route::ROUTE_BYS;
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::BALANCES;
 
 use super::address;
@@ -30,6 +34,8 @@ use super::read::{Cursor, Finding, Place, Report};
 use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 use listeners::{LISTENER_KEYS, listeners};
+use policy::ListenerPolicy;
+use target::TargetDraft;
 use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
 const ROOT_KEYS: [&str; 9] = [
@@ -48,7 +54,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 18] = [
+    let sections: [(&str, &[&str]); 21] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -59,6 +65,12 @@ pub(super) fn known_keys() -> Vec<String> {
         ("listeners.NAME.accept.", &settings::ACCEPT_KEYS),
         ("listeners.NAME.proxy_protocol.", &proxy::REQUIRED_KEYS),
         ("listeners.NAME.route.", &route::ROUTE_KEYS),
+        ("listeners.NAME.access[].", &policy::ACCESS_KEYS),
+        ("listeners.NAME.limits.", &policy::LIMITS_KEYS),
+        (
+            "listeners.NAME.limits.per_source.",
+            &policy::PER_SOURCE_KEYS,
+        ),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.proxy_protocol.", &proxy::SENT_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
@@ -130,14 +142,14 @@ pub(super) fn validate_relay(
         name: "relay".to_owned(),
         bind,
         bind_place: listen_place.clone(),
-        upstream: Some("relay".to_owned()),
-        upstream_place: listen_place,
+        target: Some(TargetDraft::one("relay".to_owned(), listen_place)),
         backlog: DEFAULT_BACKLOG,
         unix_mode: DEFAULT_UNIX_MODE,
         defer_connect: None,
         accept: DEFAULT_ACCEPT,
         proxy_protocol: None,
         route: None,
+        policy: ListenerPolicy::default(),
     };
     let upstream = UpstreamDraft {
         name: "relay".to_owned(),
@@ -244,14 +256,14 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             name,
             bind,
             bind_place: listen_place,
-            upstream: Some(upstream.clone()),
-            upstream_place: forward_place.clone(),
+            target: Some(TargetDraft::one(upstream.clone(), forward_place.clone())),
             backlog: DEFAULT_BACKLOG,
             unix_mode: DEFAULT_UNIX_MODE,
             defer_connect: None,
             accept: DEFAULT_ACCEPT,
             proxy_protocol: None,
             route: None,
+            policy: ListenerPolicy::default(),
         });
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
         draft.upstreams.push(UpstreamDraft {

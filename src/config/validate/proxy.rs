@@ -4,7 +4,7 @@ use crate::config::limits::{DEFAULT_PROXY_TIMEOUT, TIMEOUT};
 use crate::config::model::{ProxyRequired, ProxySent, ProxyVersions};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report};
-use crate::policy::network::Network;
+use crate::units::network::Network;
 
 pub(super) const REQUIRED_KEYS: [&str; 3] = ["versions", "trusted", "timeout"];
 pub(super) const SENT_KEYS: [&str; 3] = ["version", "crc32c", "pass_tlvs"];

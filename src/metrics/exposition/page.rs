@@ -41,8 +41,6 @@ pub(super) struct Labels {
     pub(super) listeners: Vec<String>,
     pub(super) upstreams: Vec<String>,
     pub(super) servers: Vec<String>,
-    /// By listener: the upstream's pair.
-    listener_upstreams: Vec<String>,
 }
 
 impl Labels {
@@ -73,24 +71,18 @@ impl Labels {
         Self {
             listeners: listeners.collect(),
             servers: servers.collect(),
-            listener_upstreams: names
-                .listeners
-                .iter()
-                .map(|listener| upstream(listener.upstream))
-                .collect(),
             upstreams,
         }
     }
 
-    /// `upstream` and `server` of a session: those of the server, or the listener's upstream and an
-    /// empty server if none took it.
+    /// `upstream` and `server` of a session; empty where there was none.
     pub(super) fn server_of(&self, key: &ClosedKey) -> String {
-        match key.server {
-            Some(server) => self.servers[usize::from(server.0)].clone(),
-            None => {
-                let upstream = &self.listener_upstreams[usize::from(key.listener.0)];
-                format!("{upstream},server=\"\"")
+        match (key.server, key.upstream) {
+            (Some(server), _) => self.servers[usize::from(server.0)].clone(),
+            (None, Some(upstream)) => {
+                format!("{},server=\"\"", self.upstreams[usize::from(upstream.0)])
             }
+            (None, None) => "upstream=\"\",server=\"\"".to_owned(),
         }
     }
 }

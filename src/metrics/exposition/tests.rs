@@ -20,11 +20,11 @@ fn names() -> Names {
         listeners: vec![
             ListenerName {
                 name: "edge".into(),
-                upstream: UpstreamId(0),
+                upstreams: vec![UpstreamId(0)],
             },
             ListenerName {
                 name: AWKWARD.into(),
-                upstream: UpstreamId(1),
+                upstreams: vec![UpstreamId(0), UpstreamId(1)],
             },
         ],
         upstreams: vec!["app".into(), "db".into()],
@@ -58,6 +58,7 @@ fn cores() -> Vec<CoreMetrics> {
                 metrics.closed.insert(
                     ClosedKey {
                         listener: ListenerId(1),
+                        upstream: Some(UpstreamId(1)),
                         server,
                         reason: CloseReason::new(Side::Upstream, Stage::Connect, cause),
                     },

@@ -72,6 +72,16 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Times that accepting paused because too few file descriptors were free.",
     );
     page.per_core_and(scrape, names, |c| &c.listeners, |l| l.accept_paused_total);
+    page.counter(
+        "corelay_sources_uncounted_total",
+        "Connections that limits.per_source let pass because its table was full.",
+    );
+    page.per_core_and(
+        scrape,
+        names,
+        |c| &c.listeners,
+        |l| l.sources_uncounted_total,
+    );
 }
 
 pub(super) fn proxy_errors(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
@@ -179,6 +189,17 @@ pub(super) fn latencies(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         page.histogram(
             label,
             &merged(scrape, |core| &core.upstreams[index].connect),
+        );
+    }
+    page.family(
+        "corelay_upstream_first_byte_seconds",
+        "histogram",
+        "From the established connection to the first byte from the server.",
+    );
+    for (index, label) in labels.upstreams.iter().enumerate() {
+        page.histogram(
+            label,
+            &merged(scrape, |core| &core.upstreams[index].first_byte),
         );
     }
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::units::shorten;
+use super::shorten;
 
 /// Bits that all IPv4-mapped addresses have in common.
 const MAPPED_PREFIX_BITS: u8 = 96;

@@ -1,0 +1,36 @@
+//! From the configuration to where the sessions of a listener go.
+
+use crate::balance::{Part, SplitBy, hash_text};
+use crate::config::Config;
+use crate::config::model;
+use crate::units::UpstreamId;
+use crate::worker::way::Target;
+
+/// Where a listener's sessions go. Upstreams are known by their names, so that another order of them
+/// moves nobody.
+pub(super) fn target(config: &Config, target: &model::Target, seed: u64) -> Target {
+    let part = |&(upstream, weight): &(UpstreamId, u16)| Part {
+        upstream,
+        weight,
+        key: hash_text(&config.upstreams[usize::from(upstream.0)].name),
+    };
+    match target {
+        model::Target::One(upstream) => Target::One(*upstream),
+        model::Target::Split { by, parts } => Target::Split {
+            by: match by {
+                model::SplitBy::Random => SplitBy::Random,
+                model::SplitBy::Source => SplitBy::Source,
+            },
+            parts: parts.iter().map(part).collect(),
+            seed,
+        },
+    }
+}
+
+/// Each upstream that a listener's sessions may go to.
+pub(super) fn upstreams_of(target: &model::Target) -> Vec<UpstreamId> {
+    match target {
+        model::Target::One(upstream) => vec![*upstream],
+        model::Target::Split { parts, .. } => parts.iter().map(|(upstream, _)| *upstream).collect(),
+    }
+}
