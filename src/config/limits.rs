@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Keepalive, Log, LogFormat,
-    LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Handoff, Keepalive, Log,
+    LogFormat, LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Steer, TcpOptions, Timeouts,
+    UpstreamPolicy,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -104,6 +105,7 @@ pub const DEFAULT_ACCEPT: Accept = Accept {
     steer: Steer::Hash,
     defer: None,
     fast_open: None,
+    handoff: Handoff::Auto,
 };
 /// The owner and the group may connect.
 pub const DEFAULT_UNIX_MODE: u32 = 0o660;

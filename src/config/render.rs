@@ -15,7 +15,7 @@ use super::model::{
     Accept, Config, Keepalive, Listener, Log, Queue, Server, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
     ON_NO_SERVERS, STEERS,
 };
 use crate::units::{ByteSize, format_duration};
@@ -166,6 +166,7 @@ fn render_accept(accept: &Accept) -> Value {
         steer,
         defer,
         fast_open,
+        handoff,
     } = accept;
     mapping([
         ("steer", word(&STEERS, steer)),
@@ -174,6 +175,7 @@ fn render_accept(accept: &Accept) -> Value {
             "fast_open",
             fast_open.map_or_else(|| text("off"), Value::from),
         ),
+        ("handoff", word(&HANDOFFS, handoff)),
     ])
 }
 

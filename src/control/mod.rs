@@ -444,6 +444,7 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
                 backlog: listener.backlog,
                 defer_connect: listener.defer_connect,
                 is_unix: matches!(listener.bind, Address::Unix(_)),
+                may_hand_over: cores > 1 && listener.may_hand_over(),
             })
             .collect(),
         upstreams: config

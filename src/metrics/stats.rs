@@ -118,6 +118,7 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
         let value = json!({
             "upstream": scrape.names.upstreams[usize::from(listener.upstream.0)],
             "accepted": total(|l| l.accepted_total),
+            "handoffs": total(|l| l.handoffs_total),
             "active": total(|l| l.active),
             "received_bytes": total(|l| l.received_bytes_total),
             "sent_bytes": total(|l| l.sent_bytes_total),

@@ -10,7 +10,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Core, session};
+use super::Core;
+use super::handoff::Accepted;
 use crate::core::readiness::Readiness;
 use crate::core::{self, Either};
 use crate::sys::{clock, socket};
@@ -123,15 +124,18 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                     // Fails only if there is none to detach: a unix socket.
                     let _ = socket::detach_filter(client.as_fd());
                 }
-                // Counted here and not in the session's task: the next look at the budget must see it.
-                ledger.session_began(id);
-                core::run_or_spawn(session::run(
-                    Rc::clone(core),
-                    id,
+                let accepted = Accepted {
+                    listener: id,
                     client,
                     peer,
-                    clock::now_us(),
-                ));
+                    accepted_us: clock::now_us(),
+                };
+                // Counted here and not in the session's task: the next look at the budget must see it.
+                ledger.accepted(id);
+                match core.better_core(id) {
+                    None => core.begin(accepted),
+                    Some(other) => core.hand_over(accepted, other),
+                }
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Batch::Empty,

@@ -10,6 +10,7 @@
 
 mod accept;
 pub mod budget;
+mod handoff;
 pub mod queue;
 mod route;
 pub mod servers;
@@ -38,6 +39,7 @@ use crate::sys::socket::Options;
 use crate::sys::{affinity, clock, fd};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 use budget::FdBudget;
+use handoff::Adoption;
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
 use session::SessionWatcher;
@@ -76,6 +78,8 @@ pub struct ServiceListener {
     pub defer_connect: Option<Duration>,
     /// A unix socket: it knows no SYN and no SO_REUSEPORT.
     pub is_unix: bool,
+    /// Whether a core may hand its new connections to another one.
+    pub may_hand_over: bool,
 }
 
 /// Everything that a core thread starts with.
@@ -114,6 +118,10 @@ pub enum Message {
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
     PlaceFreed(UpstreamId),
+    /// From a core: serve this client as if it had been accepted here.
+    Adopt(Adoption),
+    /// From a core: the session that was handed to it counts there now.
+    Adopted,
     /// Begin to accept.
     Listen,
     /// Send a copy of the numbers.
@@ -137,6 +145,9 @@ pub enum Event {
     Listening(CoreId),
     /// Nothing is accepted any more and no session is left.
     Drained(CoreId),
+    /// There is a session again, from another core, which is told only after this: [`Event::Drained`],
+    /// if it came already, is void, and comes again.
+    Resumed(CoreId),
     /// Accepting pauses for want of descriptors or memory; at most once a second per core.
     Exhausted {
         /// Which core.
@@ -259,6 +270,8 @@ struct Core {
     ledger: Rc<Ledger>,
     /// Indexed by [`UpstreamId`].
     groups: Vec<Rc<Group>>,
+    /// The mailboxes of all cores, by [`CoreId`].
+    cores: Arc<[Sender<Message>]>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -272,7 +285,7 @@ struct Ledger {
     metrics: RefCell<CoreMetrics>,
     access_log: RefCell<Option<Producer>>,
     budget: Arc<FdBudget>,
-    /// Sessions alive, dialling or relaying.
+    /// Sessions alive, dialling or relaying, and those handed to cores that have not answered yet.
     active: Cell<u32>,
     next_sequence: Cell<u64>,
     /// Listeners that still accept, or drain their queue.
@@ -283,11 +296,12 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn session_began(&self, listener: ListenerId) {
-        let mut metrics = self.metrics.borrow_mut();
-        let listener = metrics.listener(listener);
-        listener.accepted_total += 1;
-        listener.active += 1;
+    fn accepted(&self, listener: ListenerId) {
+        self.metrics.borrow_mut().listener(listener).accepted_total += 1;
+        self.count_one_more();
+    }
+
+    fn count_one_more(&self) {
         self.active.set(self.active.get() + 1);
         self.budget.publish(self.core, self.active.get());
     }
@@ -382,6 +396,7 @@ impl Core {
             engine,
             ledger,
             groups,
+            cores: spec.cores,
             draining,
             aborting: Signal::default(),
             pump_stats: pump.stats(),
@@ -423,6 +438,8 @@ impl Core {
             Message::PlaceFreed(upstream) => {
                 self.groups[usize::from(upstream.0)].queue.place_freed();
             }
+            Message::Adopt(adoption) => self.adopt(adoption),
+            Message::Adopted => self.ledger.left(),
             Message::Listen => {
                 let event = match self.listen(sockets.take().unwrap_or_default()) {
                     Ok(()) => Event::Listening(self.id),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use corelay::config;
 use corelay::config::limits::ZERO_COPY_MIN_BYTES;
 use corelay::config::model::{
-    Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Keepalive,
-    Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Server,
+    Accept, AccessLog, Admin, Balance, Buffers, Check, CheckKind, Config, Eject, Expect, Handoff,
+    Keepalive, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, Queue, Relay, Server,
     ServerAddress, Steer, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use corelay::units::{Address, UpstreamId};
@@ -138,10 +138,12 @@ fn an_accept() -> impl Strategy<Value = Accept> {
     let steer = prop::sample::select(vec![Steer::Hash, Steer::Cpu]);
     let defer = prop::option::of((1u64..=60).prop_map(Duration::from_secs));
     let fast_open = prop::option::of(1u32..=65_535);
-    (steer, defer, fast_open).prop_map(|(steer, defer, fast_open)| Accept {
+    let handoff = prop::sample::select(vec![Handoff::Auto, Handoff::Off]);
+    (steer, defer, fast_open, handoff).prop_map(|(steer, defer, fast_open, handoff)| Accept {
         steer,
         defer,
         fast_open,
+        handoff,
     })
 }
 

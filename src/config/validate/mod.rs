@@ -12,7 +12,9 @@ mod settings;
 mod upstreams;
 
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
-pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use settings::{
+    ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+};
 pub(super) use upstreams::BALANCES;
 
 use super::address;
