@@ -91,3 +91,41 @@ impl<M> Receiver<M> {
         queue.unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use super::*;
+
+    #[test]
+    fn many_messages_arrive_in_order_and_others_run_in_between() {
+        const MESSAGES: usize = 5 * BATCH_MAX + 3;
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (sender, receiver) = mailbox().unwrap();
+            (0..MESSAGES).for_each(|number| sender.send(number));
+            let handled = Cell::new(0);
+            let mut run = Box::pin(receiver.run(|number| {
+                assert_eq!(number, handled.get());
+                handled.set(handled.get() + 1);
+            }));
+            poll_fn(|cx| {
+                let before = handled.get();
+                assert!(run.as_mut().poll(cx).is_pending());
+                assert!(handled.get() - before <= BATCH_MAX);
+                if handled.get() == MESSAGES {
+                    return Poll::Ready(());
+                }
+                Poll::Pending
+            })
+            .await;
+            // A pending wait must not be dropped; see `core::readiness`.
+            std::mem::forget(run);
+        });
+    }
+}
