@@ -11,6 +11,7 @@
 //!
 //! 1. `worker/accept.rs`: a bounded batch of `accept4(2)`, and how a listener stops without
 //!    resetting anyone. Who is let in at all: `worker/gate.rs` ([`policy`]).
+//!    `worker/handoff.rs`: whether a less loaded core should serve it.
 //! 2. `worker/session.rs`: from the accepted socket to the engine, and what is written down at the
 //!    end.
 //! 3. [`mode::tcp`]: wait for a first byte if asked to, then try one server after the other. Of which

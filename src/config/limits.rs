@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Keepalive, Limits, Log,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Handoff, Keepalive, Limits, Log,
     LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay, Steer,
     TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
@@ -105,6 +105,7 @@ pub const DEFAULT_ACCEPT: Accept = Accept {
     steer: Steer::Hash,
     defer: None,
     fast_open: None,
+    handoff: Handoff::Auto,
 };
 /// A client that was refused should know at once, and count it as an error.
 pub const DEFAULT_ON_REFUSE: OnRefuse = OnRefuse::Reset;

@@ -128,7 +128,7 @@ pub struct Listener {
     pub unix_mode: u32,
     /// Dial only after the client's first byte, and give up after this long; `None` dials at once.
     pub defer_connect: Option<Duration>,
-    /// How the kernel hands connections over.
+    /// How connections reach the cores.
     pub accept: Accept,
     /// A PROXY header comes first and tells who the client is; `None`: none comes.
     pub proxy_protocol: Option<ProxyRequired>,
@@ -200,7 +200,16 @@ pub struct ProxySent {
     pub pass_tlvs: bool,
 }
 
-/// How the kernel hands a listener's connections over. Without meaning for a unix socket.
+impl Listener {
+    /// Whether a core may hand a new connection to another one. Steering by CPU has chosen the core already;
+    /// for a unix socket it is without meaning.
+    pub fn may_hand_over(&self) -> bool {
+        let is_steered = self.accept.steer == Steer::Cpu && matches!(self.bind, Address::Tcp(_));
+        self.accept.handoff == Handoff::Auto && !is_steered
+    }
+}
+
+/// How a listener's connections reach the cores. All but `handoff` is without meaning for a unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accept {
     /// Which core gets a connection.
@@ -208,6 +217,8 @@ pub struct Accept {
     /// `TCP_DEFER_ACCEPT`: the kernel keeps a connection back until its first byte, for about this
     /// long; whole seconds. `None` is off.
     pub defer: Option<Duration>,
+    /// Whether a core hands new connections to cores that have far fewer sessions.
+    pub handoff: Handoff,
     /// `TCP_FASTOPEN`: connections per core that may have sent bytes with their SYN and are not
     /// established yet. `None` is off.
     pub fast_open: Option<u32>,
@@ -325,6 +336,15 @@ pub enum OnRefuse {
     Reset,
     /// With FIN, as if the server had nothing to say.
     Close,
+}
+
+/// Whether a core hands new connections to cores that have far fewer sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handoff {
+    /// While the spread of the sessions is too wide; never with [`Steer::Cpu`].
+    Auto,
+    /// Never: the core that accepts a connection keeps it.
+    Off,
 }
 
 /// A group of interchangeable servers.

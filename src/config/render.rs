@@ -18,7 +18,7 @@ use super::model::{
     UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
     ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
 };
 use crate::units::{ByteSize, UpstreamId, format_duration};
@@ -214,6 +214,7 @@ fn render_accept(accept: &Accept) -> Value {
         steer,
         defer,
         fast_open,
+        handoff,
     } = accept;
     mapping([
         ("steer", word(&STEERS, steer)),
@@ -222,6 +223,7 @@ fn render_accept(accept: &Accept) -> Value {
             "fast_open",
             fast_open.map_or_else(|| text("off"), Value::from),
         ),
+        ("handoff", word(&HANDOFFS, handoff)),
     ])
 }
 

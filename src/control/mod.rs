@@ -139,7 +139,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let pools = upstreams::first(config, &resolved, cpus.len(), &results);
     let standings = upstreams::standings(resolved.servers.len());
     let service = Arc::new(Service {
-        listeners: listeners(config, gates),
+        listeners: listeners(config, gates, cpus.len()),
         ..service(config, options, fds.pipes_per_core, cpus.len())
     });
     let budget = Arc::new(FdBudget::new(cpus.len()));
@@ -444,7 +444,7 @@ fn start_access_log(
     Ok((writer, producers))
 }
 
-fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListener> {
+fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>, cores: usize) -> Vec<ServiceListener> {
     let listeners = config.listeners.iter().zip(gates);
     let listener = |(listener, gate): (&Listener, _)| ServiceListener {
         target: targets::target(config, &listener.target, seed()),
@@ -454,6 +454,7 @@ fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>) -> Vec<ServiceListe
         is_unix: matches!(listener.bind, Address::Unix(_)),
         proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
         routes: modes::routes(listener),
+        may_hand_over: cores > 1 && listener.may_hand_over(),
     };
     listeners.map(listener).collect()
 }

@@ -130,6 +130,7 @@ impl Running {
         while waiting.contains(&true) {
             match self.next_notice(Some(deadline)) {
                 Some(Notice::Core(Event::Drained(core))) => waiting[usize::from(core.0)] = false,
+                Some(Notice::Core(Event::Resumed(core))) => waiting[usize::from(core.0)] = true,
                 Some(Notice::Core(event)) => report(&event),
                 Some(Notice::Signal(SIGUSR1)) => self.access_log.reopen(),
                 Some(Notice::Signal(_)) => return Drained::Signal,
@@ -193,7 +194,7 @@ fn report(event: &Event) {
             "accepting pauses: out of file descriptors or memory; raise LimitNOFILE (ulimit -n)"
         ),
         Event::Failed(core, error) => tracing::error!(core = core.0, %error, "a core failed"),
-        Event::Started(_) | Event::Listening(_) | Event::Drained(_) => {}
+        Event::Started(_) | Event::Listening(_) | Event::Drained(_) | Event::Resumed(_) => {}
     }
 }
 

@@ -183,6 +183,8 @@ pub struct ClosedKey {
 pub struct ListenerMetrics {
     /// Connections accepted.
     pub accepted_total: u64,
+    /// Of those, handed to another core.
+    pub handoffs_total: u64,
     /// Sessions alive, dialling or relaying.
     pub active: u64,
     /// Bytes received from clients.

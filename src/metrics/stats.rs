@@ -123,6 +123,7 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
         let value = json!({
             "upstreams": names,
             "accepted": total(|l| l.accepted_total),
+            "handoffs": total(|l| l.handoffs_total),
             "active": total(|l| l.active),
             "received_bytes": total(|l| l.received_bytes_total),
             "sent_bytes": total(|l| l.sent_bytes_total),

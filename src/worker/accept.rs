@@ -10,8 +10,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::session::Arrival;
-use super::{Core, session};
+use super::Core;
+use super::handoff::Accepted;
 use crate::core::readiness::Readiness;
 use crate::core::{self, Either};
 use crate::sys::{clock, socket};
@@ -124,31 +124,18 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
                     // Fails only if there is none to detach: a unix socket.
                     let _ = socket::detach_filter(client.as_fd());
                 }
-                let arrival = Arrival {
+                let accepted = Accepted {
                     listener: id,
-                    downstream: peer,
+                    client,
+                    peer,
                     accepted_us: clock::now_us(),
                 };
-                // Behind another proxy everybody comes from there: its header tells who it is.
-                let is_told = core.service.listeners[usize::from(id.0)]
-                    .proxy_protocol
-                    .is_some();
-                let passed = if is_told {
-                    Ok(None)
-                } else {
-                    core.pass_gate(arrival)
-                };
-                let pass = match passed {
-                    Ok(pass) => pass,
-                    Err((cause, resets)) => {
-                        refuse(resets, client);
-                        ledger.refused(arrival, cause);
-                        continue;
-                    }
-                };
                 // Counted here and not in the session's task: the next look at the budget must see it.
-                ledger.session_began(id);
-                core::run_or_spawn(session::run(Rc::clone(core), client, arrival, pass));
+                ledger.accepted(id);
+                match core.better_core(id) {
+                    None => core.begin(accepted),
+                    Some(other) => core.hand_over(accepted, other),
+                }
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Batch::Empty,

@@ -11,6 +11,7 @@
 mod accept;
 pub mod budget;
 pub mod gate;
+mod handoff;
 pub mod queue;
 mod route;
 pub mod servers;
@@ -43,6 +44,7 @@ use crate::sys::{affinity, clock, fd};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 use budget::FdBudget;
 use gate::{Door, Gate, Pass};
+use handoff::Adoption;
 use queue::{Queue, SharedQueue};
 use servers::{Group, Pool, UpstreamSettings};
 use session::{Arrival, SessionWatcher};
@@ -88,6 +90,8 @@ pub struct ServiceListener {
     pub proxy_protocol: Option<Required>,
     /// Sessions go by the name that the client asks for.
     pub routes: Option<Routes>,
+    /// Whether a core may hand its new connections to another one.
+    pub may_hand_over: bool,
 }
 
 /// Everything that a core thread starts with.
@@ -126,6 +130,10 @@ pub enum Message {
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
     PlaceFreed(UpstreamId),
+    /// From a core: serve this client as if it had been accepted here.
+    Adopt(Adoption),
+    /// From a core: the session that was handed to it counts there now.
+    Adopted,
     /// Begin to accept.
     Listen,
     /// Send a copy of the numbers.
@@ -149,6 +157,9 @@ pub enum Event {
     Listening(CoreId),
     /// Nothing is accepted any more and no session is left.
     Drained(CoreId),
+    /// There is a session again, from another core, which is told only after this: [`Event::Drained`],
+    /// if it came already, is void, and comes again.
+    Resumed(CoreId),
     /// Accepting pauses for want of descriptors or memory; at most once a second per core.
     Exhausted {
         /// Which core.
@@ -275,6 +286,8 @@ struct Core {
     doors: Vec<Option<Rc<Door>>>,
     /// Indexed by [`ListenerId`].
     ways: Vec<Way>,
+    /// The mailboxes of all cores, by [`CoreId`].
+    cores: Arc<[Sender<Message>]>,
     /// Stop accepting.
     draining: Signal,
     /// Stop everything.
@@ -288,7 +301,7 @@ struct Ledger {
     metrics: RefCell<CoreMetrics>,
     access_log: RefCell<Option<Producer>>,
     budget: Arc<FdBudget>,
-    /// Sessions alive, dialling or relaying.
+    /// Sessions alive, dialling or relaying, and those handed to cores that have not answered yet.
     active: Cell<u32>,
     next_sequence: Cell<u64>,
     /// Listeners that still accept, or drain their queue.
@@ -299,11 +312,12 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn session_began(&self, listener: ListenerId) {
-        let mut metrics = self.metrics.borrow_mut();
-        let listener = metrics.listener(listener);
-        listener.accepted_total += 1;
-        listener.active += 1;
+    fn accepted(&self, listener: ListenerId) {
+        self.metrics.borrow_mut().listener(listener).accepted_total += 1;
+        self.count_one_more();
+    }
+
+    fn count_one_more(&self) {
         self.active.set(self.active.get() + 1);
         self.budget.publish(self.core, self.active.get());
     }
@@ -404,6 +418,7 @@ impl Core {
             engine,
             ledger,
             groups,
+            cores: spec.cores,
             draining,
             aborting: Signal::default(),
             pump_stats: pump.stats(),
@@ -445,6 +460,8 @@ impl Core {
             Message::PlaceFreed(upstream) => {
                 self.groups[usize::from(upstream.0)].queue.place_freed();
             }
+            Message::Adopt(adoption) => self.adopt(adoption),
+            Message::Adopted => self.ledger.left(),
             Message::Listen => {
                 let event = match self.listen(sockets.take().unwrap_or_default()) {
                     Ok(()) => Event::Listening(self.id),

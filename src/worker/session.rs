@@ -173,15 +173,13 @@ impl Ledger {
         }
     }
 
-    /// The gate let somebody not in: a connection that never becomes a session.
+    /// The gate let somebody not in, who was counted when accepted: a connection that never becomes a session.
     pub(super) fn refused(&self, arrival: Arrival, cause: Cause) {
         let opening = self.open(arrival, None);
         let reason = CloseReason::new(Side::Local, Stage::Accept, cause);
-        let mut metrics = self.metrics.borrow_mut();
-        metrics.listener(arrival.listener).accepted_total += 1;
-        drop(metrics);
         let record = self.record(arrival.accepted_us, opening, None, reason);
         self.write_down(record);
+        self.session_ended();
     }
 
     fn open(&self, arrival: Arrival, upstream: Option<UpstreamId>) -> Opening {

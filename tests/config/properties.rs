@@ -9,10 +9,10 @@ use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, Admin, Balance, Buffers, Check, CheckKind,
-    Config, ConnectionRate, Eject, Expect, Keepalive, Limits, Listener, Log, LogFormat, LogLevel,
-    Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue,
-    Relay, Route, RouteBy, Server, ServerAddress, SplitBy, Steer, Target, TcpOptions, Timeouts,
-    Upstream, UpstreamPolicy, Verdict, Workers,
+    Config, ConnectionRate, Eject, Expect, Handoff, Keepalive, Limits, Listener, Log, LogFormat,
+    LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent,
+    ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, SplitBy, Steer, Target,
+    TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -141,10 +141,12 @@ fn an_accept() -> impl Strategy<Value = Accept> {
     let steer = prop::sample::select(vec![Steer::Hash, Steer::Cpu]);
     let defer = prop::option::of((1u64..=60).prop_map(Duration::from_secs));
     let fast_open = prop::option::of(1u32..=65_535);
-    (steer, defer, fast_open).prop_map(|(steer, defer, fast_open)| Accept {
+    let handoff = prop::sample::select(vec![Handoff::Auto, Handoff::Off]);
+    (steer, defer, fast_open, handoff).prop_map(|(steer, defer, fast_open, handoff)| Accept {
         steer,
         defer,
         fast_open,
+        handoff,
     })
 }
 

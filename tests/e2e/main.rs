@@ -32,6 +32,7 @@ mod data;
 mod dialling;
 mod faults;
 mod fuzz;
+mod handoff;
 mod health;
 mod integrity;
 mod lifecycle;

@@ -19,7 +19,9 @@ pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use proxy::VERSIONS;
 pub(super) use route::ROUTE_BYS;
-pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use settings::{
+    ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+};
 pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::BALANCES;
 

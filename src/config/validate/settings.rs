@@ -11,7 +11,7 @@ use crate::config::limits::{
     USER_TIMEOUT,
 };
 use crate::config::model::{
-    Accept, AccessLog, Buffers, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, Steer,
+    Accept, AccessLog, Buffers, Handoff, Keepalive, Log, LogFormat, LogLevel, Mover, Relay, Steer,
     TcpOptions, Timeouts, Workers,
 };
 use crate::config::raw::Value;
@@ -23,7 +23,7 @@ pub(super) const TIMEOUTS_KEYS: [&str; 5] = ["connect", "idle", "half_close", "m
 pub(super) const RELAY_KEYS: [&str; 3] = ["mover", "zero_copy_send", "busy_poll"];
 pub(super) const TCP_KEYS: [&str; 3] = ["nodelay", "keepalive", "user_timeout"];
 pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
-pub(super) const ACCEPT_KEYS: [&str; 3] = ["steer", "defer", "fast_open"];
+pub(super) const ACCEPT_KEYS: [&str; 4] = ["steer", "defer", "fast_open", "handoff"];
 pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
 
 /// The word for the access log on standard output.
@@ -234,6 +234,10 @@ fn whole_seconds(
 pub(in crate::config) const STEERS: [(&str, Steer); 2] =
     [("hash", Steer::Hash), ("cpu", Steer::Cpu)];
 
+/// The words of `accept.handoff`.
+pub(in crate::config) const HANDOFFS: [(&str, Handoff); 2] =
+    [("auto", Handoff::Auto), ("off", Handoff::Off)];
+
 pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept> {
     let section = report.section(at, &ACCEPT_KEYS)?;
     let steer = section
@@ -246,10 +250,14 @@ pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept>
     let fast_open = section
         .get("fast_open")
         .and_then(|at| number_or_off(report, at, &FAST_OPEN));
+    let handoff = section
+        .get("handoff")
+        .and_then(|at| report.choice(at, &HANDOFFS));
     Some(Accept {
         steer: steer.unwrap_or(DEFAULT_ACCEPT.steer),
         defer,
         fast_open,
+        handoff: handoff.unwrap_or(DEFAULT_ACCEPT.handoff),
     })
 }
 

@@ -37,6 +37,11 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Connections accepted.",
     );
     page.per_core_and(scrape, names, |c| &c.listeners, |l| l.accepted_total);
+    page.counter(
+        "corelay_handoffs_total",
+        "Connections accepted here and handed to a core with fewer sessions.",
+    );
+    page.per_core_and(scrape, names, |c| &c.listeners, |l| l.handoffs_total);
     page.gauge(
         "corelay_connections_active",
         "Sessions alive, dialling or relaying.",
