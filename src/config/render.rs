@@ -4,6 +4,7 @@
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
 mod health;
+mod source;
 
 use std::time::Duration;
 
@@ -192,6 +193,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
                 fallback,
             },
         check,
+        source,
         servers,
     } = upstream;
     let mut entries = vec![
@@ -203,6 +205,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         ("slow_start", duration_or_off(*slow_start)),
         ("on_down", word(&ON_DOWNS, on_down)),
         ("on_no_server", word(&ON_NO_SERVERS, on_no_server)),
+        ("source", source::source(source.as_ref())),
         (
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),

@@ -16,6 +16,7 @@ pub mod panic;
 pub mod process_log;
 pub mod resolve;
 pub mod scrape;
+pub mod source;
 mod supervisor;
 mod upstreams;
 
@@ -70,6 +71,9 @@ pub enum RunError {
     /// A host name.
     #[error(transparent)]
     Resolve(#[from] resolve::ResolveError),
+    /// The options of the sockets towards an upstream's servers.
+    #[error(transparent)]
+    Source(#[from] source::SourceError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] log::LogError),
@@ -116,6 +120,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
     let resolved = resolve::resolve(config)?;
+    source::check(config, &resolved)?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -449,7 +454,10 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
         upstreams: config
             .upstreams
             .iter()
-            .map(|upstream| upstreams::settings(&upstream.policy, cores, seed()))
+            .map(|upstream| {
+                let source = upstream.source.as_ref().map(source::of);
+                upstreams::settings(&upstream.policy, source, cores, seed())
+            })
             .collect(),
         socket_options: options,
         relay: RelayOptions {

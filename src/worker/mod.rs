@@ -10,6 +10,7 @@
 
 mod accept;
 pub mod budget;
+mod origins;
 pub mod queue;
 mod route;
 pub mod servers;
@@ -335,7 +336,7 @@ fn groups(
     for (index, ((settings, pool), queue)) in parts.enumerate() {
         let upstream = UpstreamId(index as u16);
         let queue = Queue::new(upstream, core, Arc::clone(queue), Arc::clone(cores));
-        let group = Group::new(core, *settings, Rc::new(queue), pool);
+        let group = Group::new(core, settings.clone(), Rc::new(queue), pool);
         groups.push(Rc::new(group));
     }
     groups

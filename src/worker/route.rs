@@ -15,6 +15,7 @@ use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
 use crate::sys::socket::{self, Peer};
+use crate::sys::source::Origin;
 use crate::units::{ServerId, UpstreamId};
 
 /// How often a session that waits for a place looks whether its client is still there.
@@ -24,6 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub(super) struct Route<'a> {
     core: &'a Core,
     group: Rc<Group>,
+    client: Option<SocketAddr>,
     /// What the balancer may go by.
     hash: u64,
     tried: Vec<ServerId>,
@@ -34,6 +36,7 @@ impl<'a> Route<'a> {
         Self {
             core,
             group: Rc::clone(&core.groups[usize::from(upstream.0)]),
+            client,
             // Clients of a unix socket are one host.
             hash: client.map_or(0, hash_address),
             tried: Vec::new(),
@@ -151,6 +154,10 @@ impl Servers for Route<'_> {
             }
         }
         self.wait(client).await
+    }
+
+    fn origin(&self, seat: &Seat) -> Option<Origin<'_>> {
+        self.group.origins.take(seat.as_ref(), self.client)
     }
 
     fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {

@@ -16,11 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use super::origins::Origins;
 use super::queue::Queue;
 use crate::balance::health::{Heard, Observation, ServerFault};
 use crate::balance::{Algorithm, Balancer, Candidate, Options};
 use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
+use crate::sys::source::Source;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
 
 /// One core's connections to one server; written by that core alone.
@@ -115,7 +117,7 @@ impl Pool {
 }
 
 /// What does not change of an upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UpstreamSettings {
     /// How a server is chosen.
     pub algorithm: Algorithm,
@@ -133,6 +135,8 @@ pub struct UpstreamSettings {
     pub without_server: WithoutServer,
     /// Where such sessions go first.
     pub fallback: Option<UpstreamId>,
+    /// Options of the sockets towards its servers; `None` is a plain socket.
+    pub source: Option<Arc<Source>>,
 }
 
 /// What becomes of a session for which there is no server.
@@ -239,6 +243,7 @@ pub(super) struct Group {
     core: CoreId,
     pub(super) settings: UpstreamSettings,
     pub(super) queue: Rc<Queue>,
+    pub(super) origins: Origins,
     balancer: RefCell<Balancer>,
     /// Of the present pool.
     servers: RefCell<HashMap<ServerId, Rc<Here>>>,
@@ -261,6 +266,7 @@ impl Group {
         let balancer = Balancer::new(options, &pool.candidates());
         let group = Self {
             core,
+            origins: Origins::new(settings.source.clone(), core),
             settings,
             queue,
             balancer: RefCell::new(balancer),

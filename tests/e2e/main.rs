@@ -35,6 +35,7 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod observe;
+mod source;
 mod splicing;
 mod starting;
 mod support;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use super::source;
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Check, Config, Listener, Log, Relay, Server, ServerAddress, TcpOptions,
-    Timeouts, Upstream, UpstreamPolicy, Workers,
+    Accept, Admin, Buffers, Check, Config, Listener, Log, Relay, Server, ServerAddress, Source,
+    TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::config::suggest::closest;
@@ -48,6 +49,7 @@ pub(super) struct UpstreamDraft {
     pub(super) check_place: Option<Place>,
     /// The name, and where it stands.
     pub(super) fallback: Option<(String, Place)>,
+    pub(super) source: Option<(Source, Place)>,
     pub(super) servers: Vec<ServerDraft>,
 }
 
@@ -84,6 +86,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_servers(report, draft);
     check_weights(report, draft);
     check_checks(report, draft);
+    source::check(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
 }
@@ -368,6 +371,7 @@ impl Draft {
                 ..upstream.policy
             },
             check: upstream.check.clone(),
+            source: upstream.source.as_ref().map(|(source, _)| source.clone()),
             servers: servers(&upstream.servers),
         });
         Config {

@@ -9,10 +9,12 @@ mod cross;
 mod health;
 mod listeners;
 mod settings;
+mod source;
 mod upstreams;
 
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
 pub(super) use settings::{ACCESS_LOGS, ACCESS_TO_STDOUT, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS};
+pub(super) use source::dscp_word;
 pub(super) use upstreams::BALANCES;
 
 use super::address;
@@ -44,7 +46,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 15] = [
+    let sections: [(&str, &[&str]); 16] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -57,6 +59,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
+        ("upstreams.NAME.source.", &source::SOURCE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("admin.", &ADMIN_KEYS),
         ("log.", &settings::LOG_KEYS),
@@ -137,6 +140,7 @@ pub(super) fn validate_relay(
         check: None,
         check_place: None,
         fallback: None,
+        source: None,
         servers,
     };
     let draft = Draft {
@@ -250,6 +254,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             check: None,
             check_place: None,
             fallback: None,
+            source: None,
             servers,
         });
     }

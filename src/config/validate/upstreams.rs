@@ -2,6 +2,7 @@
 
 use super::cross::{ServerDraft, UpstreamDraft};
 use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
+use super::source::source;
 use super::{parse_server, within};
 use crate::config::limits::{
     DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
@@ -11,7 +12,7 @@ use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 10] = [
+pub(super) const UPSTREAM_KEYS: [&str; 11] = [
     "balance",
     "retries",
     "queue",
@@ -21,6 +22,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 10] = [
     "on_down",
     "on_no_server",
     "fallback",
+    "source",
     "servers",
 ];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
@@ -61,6 +63,8 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
         let check = check_at.and_then(|at| check(report, at)).flatten();
         let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
         let fallback = fallback_at.and_then(|at| Some((report.text(at)?, at.place())));
+        let source_at = section.as_ref().and_then(|section| section.get("source"));
+        let source = source_at.and_then(|at| Some((source(report, at)??, at.place())));
         let servers_at = section
             .as_ref()
             .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
@@ -72,6 +76,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             check,
             check_place: check_at.map(Cursor::place),
             fallback,
+            source,
             servers,
         });
     }

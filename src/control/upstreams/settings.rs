@@ -9,6 +9,7 @@ use crate::config::model::{
     Balance, Check, CheckKind, Eject, Expect, OnNoServer, Upstream, UpstreamPolicy,
 };
 use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
+use crate::sys::source::Source;
 use crate::worker::servers::{UpstreamSettings, WithoutServer};
 
 /// Above so many cores, adding up the connections of every server costs more than looking at two.
@@ -17,6 +18,7 @@ const CORES_SUMMED_MAX: usize = 8;
 /// What does not change of an upstream while the process runs.
 pub(in crate::control) fn settings(
     policy: &UpstreamPolicy,
+    source: Option<Arc<Source>>,
     cores: usize,
     seed: u64,
 ) -> UpstreamSettings {
@@ -40,6 +42,7 @@ pub(in crate::control) fn settings(
             OnNoServer::Hold => WithoutServer::Hold,
         },
         fallback: policy.fallback,
+        source,
     }
 }
 
@@ -60,7 +63,7 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
 }
 
 /// How an upstream's servers are checked.
-pub(super) fn checked_by(check: &Check) -> Arc<CheckSpec> {
+pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
         kind: kind(&check.kind),
         at: check.port.map_or(CheckAt::Server, CheckAt::Port),
@@ -70,6 +73,7 @@ pub(super) fn checked_by(check: &Check) -> Arc<CheckSpec> {
             jitter_percent: check.jitter_percent,
         },
         timeout_us: micros(check.timeout),
+        source,
     })
 }
 
