@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Signal;
 use crate::core::readiness::{self, Readiness};
 use crate::outcome::Cause;
-use crate::sys::socket::{self, Connecting, Options, Peer, ThirdSegment};
+use crate::sys::socket::{self, ConnectError, Connecting, Options, Peer, Target, ThirdSegment};
 use crate::units::Address;
 
 /// How often a pending attempt looks whether anybody still waits for it.
@@ -27,11 +27,11 @@ pub enum DialError {
     Stopped,
 }
 
-/// Connects to `address`.
+/// Connects to `target`.
 ///
 /// `client` is only looked at, `stop` ends the attempt. The deadline covers this attempt alone.
 pub async fn connect(
-    address: &Address,
+    target: Target<'_>,
     options: &Options,
     timeout: Duration,
     client: BorrowedFd<'_>,
@@ -44,12 +44,12 @@ pub async fn connect(
     } else {
         ThirdSegment::Ack
     };
-    match socket::connect(address, options, third).map_err(classify)? {
+    match socket::connect(target, options, third).map_err(judge)? {
         (socket, Connecting::Done) => Ok(socket),
         (socket, Connecting::Pending) => {
             // A descriptor that monoio cannot take (it never refuses one) is a local failure.
             let pending = Readiness::new(socket).map_err(classify)?;
-            await_connected(pending, address, timeout, client, stop).await
+            await_connected(pending, target.address, timeout, client, stop).await
         }
     }
 }
@@ -96,6 +96,19 @@ async fn await_connected(
             .and_then(|()| socket::refuse_itself(&socket, address))
             .map(|()| socket)
             .map_err(classify),
+    }
+}
+
+fn judge(error: ConnectError) -> DialError {
+    match error {
+        ConnectError::Os(error) => classify(error),
+        ConnectError::Origin(refused) => match refused.error.raw_os_error() {
+            // The source address is gone, or the client's port has a connection to this server already.
+            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => DialError::Server(Cause::LocalPorts),
+            // It was possible at the start: an interface that is gone (ENODEV), a privilege that
+            // was taken away (EPERM). Another server would not help.
+            _ => DialError::Local(Cause::LocalResources),
+        },
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 pub use judge::judge;
 
 use crate::config::model::{Config, ServerAddress, Workers};
+use crate::control::source;
 use crate::sys::limits::{self, Capability, Limit};
 use crate::sys::probe::{self, Blocked, Feature, RingSizes};
 use crate::sys::{affinity, process};
@@ -225,7 +226,8 @@ impl Default for Needs {
 pub fn run(config: Option<&Config>, json: bool) -> bool {
     let needs = config.map(Needs::of).unwrap_or_default();
     let facts = HostFacts::read(needs.cores_on(&affinity::allowed_cpus()));
-    let findings = judge(&facts, &needs);
+    let mut findings = judge(&facts, &needs);
+    findings.extend(config.map(sources).unwrap_or_default());
     let text = if json {
         format!("{:#}\n", as_json(&findings))
     } else {
@@ -234,6 +236,27 @@ pub fn run(config: Option<&Config>, json: bool) -> bool {
     // A reader that left does not change the verdict.
     let _ = io::stdout().lock().write_all(text.as_bytes());
     worst(&findings) < Verdict::Fail
+}
+
+/// Whether the `source` of each upstream can be had: tried, as at a start.
+fn sources(config: &Config) -> Vec<Finding> {
+    let has_any = config.upstreams.iter().any(|it| it.source.is_some());
+    let problems = source::problems(config);
+    if has_any && problems.is_empty() {
+        return vec![Finding {
+            check: "source",
+            verdict: Verdict::Ok,
+            found: "options of the sockets towards servers can be had".to_owned(),
+            remedy: None,
+        }];
+    }
+    let finding = |problem: source::SourceError| Finding {
+        check: "source",
+        verdict: Verdict::Fail,
+        found: format!("upstream {}: source.{}", problem.upstream, problem.problem),
+        remedy: Some(problem.remedy),
+    };
+    problems.into_iter().map(finding).collect()
 }
 
 fn worst(findings: &[Finding]) -> Verdict {

@@ -86,7 +86,7 @@ fn show(args: &DemoArgs) -> ExitCode {
 fn exit_code(error: &RunError) -> ExitCode {
     match error {
         RunError::Bind(_) | RunError::AdminBind { .. } => ExitCode::AddressUnavailable,
-        RunError::HostUnfit(_) | RunError::Core { .. } => ExitCode::HostUnfit,
+        RunError::HostUnfit(_) | RunError::Source(_) | RunError::Core { .. } => ExitCode::HostUnfit,
         RunError::ListFile(_) => ExitCode::BadConfig,
         RunError::Resolve(_) | RunError::AccessLog(_) | RunError::Failed(_) => ExitCode::Failed,
     }

@@ -70,6 +70,7 @@ fn spec(kind: CheckKind) -> Arc<CheckSpec> {
             jitter_percent: 50,
         },
         timeout_us: 30_000,
+        source: None,
     })
 }
 

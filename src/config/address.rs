@@ -89,6 +89,36 @@ pub(super) fn check_server(address: &ServerAddress) -> Result<(), Unusable> {
     }
 }
 
+/// Whether connections can come from an address; `None`: they can.
+pub(super) fn unusable_source(ip: IpAddr) -> Option<Unusable> {
+    if is_v4_mapped(ip) {
+        return Some((
+            "is an IPv4 address in IPv6 form",
+            "write the IPv4 address itself",
+        ));
+    }
+    if is_group(ip) {
+        return Some((
+            "is a multicast or broadcast address",
+            "write an address of this host",
+        ));
+    }
+    if ip.is_unspecified() {
+        return Some((
+            "leaves the choice to the kernel",
+            "write an address of this host, or remove the key",
+        ));
+    }
+    if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        // It would need the number of an interface with it.
+        return Some((
+            "is a link-local address",
+            "write a global or unique local address of this host",
+        ));
+    }
+    None
+}
+
 fn is_v4_mapped(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }

@@ -206,6 +206,17 @@ pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// See [`DEFAULT_ROUTE_TIMEOUT`].
 pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Addresses that an upstream's connections come from: 28 million connections to each server. Each is bound
+/// once at the start.
+pub const SOURCE_ADDRESSES_MAX: usize = 1024;
+/// SO_MARK; 0 is no mark.
+pub const MARK: RangeInclusive<u32> = 1..=u32::MAX;
+/// Six bits.
+pub const DSCP_MAX: u8 = 63;
+/// Longest name of a network interface or of a congestion control, in bytes (IFNAMSIZ and
+/// TCP_CA_NAME_MAX, one of which ends it).
+pub const KERNEL_NAME_MAX_BYTES: usize = 15;
+
 /// Made for a log collector.
 pub const DEFAULT_LOG: Log = Log {
     level: LogLevel::Info,

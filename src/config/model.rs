@@ -4,12 +4,16 @@
 //! Made only by [`super::load`] and by the command line; read by everything above. It does no I/O:
 //! host names are still names here and are resolved once, at start, by `control`.
 
+mod source;
+
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::units::network::Network;
 use crate::units::{Address, UpstreamId};
+
+pub use source::{AddressRange, Source};
 
 /// A whole configuration, ready to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -356,6 +360,8 @@ pub struct Upstream {
     pub policy: UpstreamPolicy,
     /// Asking servers whether they live; `None` asks nobody.
     pub check: Option<Check>,
+    /// Options of the sockets towards the servers; `None` leaves them to the kernel.
+    pub source: Option<Source>,
     /// At least one.
     pub servers: Vec<Server>,
 }

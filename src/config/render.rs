@@ -6,6 +6,7 @@
 mod health;
 mod policy;
 mod proxy;
+mod source;
 
 use std::time::Duration;
 
@@ -243,6 +244,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
                 proxy_protocol,
             },
         check,
+        source,
         servers,
     } = upstream;
     let mut entries = vec![
@@ -255,6 +257,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         ("on_down", word(&ON_DOWNS, on_down)),
         ("on_no_server", word(&ON_NO_SERVERS, on_no_server)),
         ("proxy_protocol", proxy::sent(proxy_protocol.as_ref())),
+        ("source", source::source(source.as_ref())),
         (
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::config::model::{Accept, Listener, Steer};
-use crate::sys::socket::{self, Options, ThirdSegment};
+use crate::sys::socket::{self, ConnectError, Options, ThirdSegment};
 use crate::sys::{affinity, limits, lock};
 use crate::units::{Address, ListenerId};
 
@@ -303,8 +303,9 @@ fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
 fn is_served(path: &Path, options: &Options) -> bool {
     // Non-blocking: a process that hangs with a full backlog must not hang us, and is alive.
     let address = Address::Unix(path.to_path_buf());
-    match socket::connect(&address, options, ThirdSegment::Ack) {
-        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+    match socket::connect((&address).into(), options, ThirdSegment::Ack) {
+        Err(ConnectError::Os(error)) => error.kind() != io::ErrorKind::ConnectionRefused,
+        Err(ConnectError::Origin(_)) => true,
         Ok(_) => true,
     }
 }

@@ -18,6 +18,7 @@ pub mod panic;
 pub mod process_log;
 pub mod resolve;
 pub mod scrape;
+pub mod source;
 mod supervisor;
 mod targets;
 mod upstreams;
@@ -77,6 +78,9 @@ pub enum RunError {
     /// A file of an access list.
     #[error("{0}; nothing was started")]
     ListFile(#[from] gates::ListFileError),
+    /// The options of the sockets towards an upstream's servers.
+    #[error(transparent)]
+    Source(#[from] source::SourceError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] log::LogError),
@@ -124,6 +128,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     check_zero_copy(config, &ring_features)?;
     let gates = gates::gates(config)?;
     let resolved = resolve::resolve(config)?;
+    source::check(config, &resolved)?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -401,7 +406,7 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
         listeners: listeners
             .map(|l| ListenerName {
                 name: l.name.clone(),
-                upstreams: targets::upstreams_of(&l.target),
+                upstreams: targets::upstreams_of(l),
             })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
@@ -466,7 +471,10 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
         upstreams: config
             .upstreams
             .iter()
-            .map(|upstream| upstreams::settings(&upstream.policy, cores, seed()))
+            .map(|upstream| {
+                let source = upstream.source.as_ref().map(source::of);
+                upstreams::settings(&upstream.policy, source, cores, seed())
+            })
             .collect(),
         socket_options: options,
         relay: RelayOptions {

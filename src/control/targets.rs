@@ -27,10 +27,17 @@ pub(super) fn target(config: &Config, target: &model::Target, seed: u64) -> Targ
     }
 }
 
-/// Each upstream that a listener's sessions may go to.
-pub(super) fn upstreams_of(target: &model::Target) -> Vec<UpstreamId> {
-    match target {
+/// Each upstream that a listener's sessions may go to, fallbacks aside.
+pub(super) fn upstreams_of(listener: &model::Listener) -> Vec<UpstreamId> {
+    let mut upstreams = match &listener.target {
         model::Target::One(upstream) => vec![*upstream],
         model::Target::Split { parts, .. } => parts.iter().map(|(upstream, _)| *upstream).collect(),
+    };
+    if let Some(route) = &listener.route {
+        upstreams.extend(route.names.iter().map(|(_, upstream)| *upstream));
+        upstreams.extend(route.no_name.iter().chain(&route.other_protocol));
     }
+    upstreams.sort_unstable();
+    upstreams.dedup();
+    upstreams
 }

@@ -8,7 +8,8 @@ use crate::core::readiness::{self, Readiness};
 use crate::dial::{self, DialError};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
-use crate::sys::socket::{self, Options, Peer};
+use crate::sys::socket::{self, Options, Peer, Target};
+use crate::sys::source::Origin;
 use crate::units::{Address, ServerId};
 
 /// How often a client that owes its first byte looks whether the process is to end. Thousands may
@@ -28,6 +29,8 @@ pub trait Servers {
 
     /// What goes to the server before the client's bytes; nothing if empty.
     fn preface(&self, seat: &Self::Seat, client: BorrowedFd<'_>) -> Vec<u8>;
+    /// Where a connection to it comes from, if that is not left to the kernel. Once per attempt.
+    fn origin(&self, seat: &Self::Seat) -> Option<Origin<'_>>;
 
     /// Hears how an attempt ended: connected, or failed for a reason.
     fn attempted(&mut self, seat: &Self::Seat, result: Result<(), Cause>);
@@ -105,8 +108,12 @@ pub async fn serve<S: Servers>(
         };
         attempts.count += 1;
         let started_us = clock::now_us();
+        let target = Target {
+            address: seat.as_ref(),
+            origin: plan.servers.origin(&seat),
+        };
         let dialled = dial::connect(
-            seat.as_ref(),
+            target,
             plan.options,
             plan.connect_timeout,
             downstream.as_fd(),

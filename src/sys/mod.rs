@@ -15,6 +15,7 @@ pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod socket;
+pub mod source;
 
 use std::io;
 

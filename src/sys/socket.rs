@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockRef, Socket, TcpKeepalive, Type};
 
 use super::check;
+use super::source::{Origin, Refused};
 use crate::units::Address;
 
 /// Probes for a peer that is gone without a word (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT).
@@ -155,35 +156,66 @@ pub enum ThirdSegment {
     Data,
 }
 
+/// Where a connection goes, and where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The server.
+    pub address: &'a Address,
+    /// What the socket is given first; means nothing for a unix socket. `None` leaves all to the kernel.
+    pub origin: Option<Origin<'a>>,
+}
+
+impl<'a> From<&'a Address> for Target<'a> {
+    fn from(address: &'a Address) -> Self {
+        let origin = None;
+        Self { address, origin }
+    }
+}
+
+/// Why a connection could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The [`Origin`] could not be had. Never the server's fault.
+    #[error(transparent)]
+    Origin(#[from] Refused),
+    /// socket(2), connect(2).
+    #[error(transparent)]
+    Os(#[from] io::Error),
+}
+
 /// Begins a connection and, where the handshake is over at once (loopback, unix), ends it.
 ///
 /// Errors: those of socket(2) and connect(2). A unix socket with a full backlog says `WouldBlock`.
 pub fn connect(
-    address: &Address,
+    target: Target<'_>,
     options: &Options,
     third: ThirdSegment,
-) -> io::Result<(OwnedFd, Connecting)> {
+) -> Result<(OwnedFd, Connecting), ConnectError> {
+    let address = target.address;
     let socket = stream_socket(address)?;
-    if matches!(address, Address::Tcp(_)) {
+    if let Address::Tcp(server) = address {
         options.apply(&socket)?;
+        if let Some(origin) = target.origin {
+            origin.apply(&socket, server.is_ipv4())?;
+        }
         if third == ThirdSegment::Data {
             // tcp(7): not permanent, and in SYN-SENT it means just this (tcp_rcv_synsent_state_process).
             socket.set_tcp_quickack(false)?;
         }
     }
-    let target = sockaddr(address)?;
-    let first = socket.connect(&target);
+    let server = sockaddr(address)?;
+    let first = socket.connect(&server);
     // The SYN-ACK of a local server was handled when the first call let go of the socket, so a
     // second call finds the connection established (or refused) and saves a round through a ring.
     let result = match &first {
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => socket.connect(&target),
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => socket.connect(&server),
         _ => first,
     };
     match result {
         Err(e) if e.raw_os_error() == Some(libc::EALREADY) => {
             return Ok((socket.into(), Connecting::Pending));
         }
-        Err(e) if e.raw_os_error() != Some(libc::EISCONN) => return Err(e),
+        Err(e) if e.raw_os_error() != Some(libc::EISCONN) => return Err(e.into()),
         _ => {}
     }
     refuse_itself(&socket, address)?;
@@ -500,7 +532,7 @@ fn bpf(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     }
 }
 
-fn set_option<T>(
+pub(super) fn set_option<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
@@ -534,7 +566,7 @@ mod tests {
 
     fn connected(listener: &TcpListener, third: ThirdSegment) -> TcpStream {
         let address = Address::Tcp(listener.local_addr().unwrap());
-        let (socket, connecting) = connect(&address, &PLAIN, third).unwrap();
+        let (socket, connecting) = connect((&address).into(), &PLAIN, third).unwrap();
         assert_eq!(connecting, Connecting::Done, "loopback answers at once");
         socket.into()
     }

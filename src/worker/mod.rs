@@ -12,6 +12,7 @@ mod accept;
 pub mod budget;
 pub mod gate;
 mod handoff;
+mod origins;
 pub mod queue;
 mod route;
 pub mod servers;
@@ -365,7 +366,7 @@ fn groups(
     for (index, ((settings, pool), queue)) in parts.enumerate() {
         let upstream = UpstreamId(index as u16);
         let queue = Queue::new(upstream, core, Arc::clone(queue), Arc::clone(cores));
-        let group = Group::new(core, *settings, Rc::new(queue), pool);
+        let group = Group::new(core, settings.clone(), Rc::new(queue), pool);
         groups.push(Rc::new(group));
     }
     groups

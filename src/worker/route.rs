@@ -16,6 +16,7 @@ use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock;
 use crate::sys::socket::{self, Peer};
+use crate::sys::source::Origin;
 use crate::units::{ServerId, UpstreamId};
 use crate::wire::name::ServerName;
 use crate::wire::proxy::Header;
@@ -179,6 +180,10 @@ impl Servers for Route<'_> {
             name: self.client.name.as_ref(),
         };
         told.header(told_of, client)
+    }
+
+    fn origin(&self, seat: &Seat) -> Option<Origin<'_>> {
+        self.group.origins.take(seat.as_ref(), self.client.address)
     }
 
     fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {

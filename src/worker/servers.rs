@@ -16,12 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use super::origins::Origins;
 use super::queue::Queue;
 use crate::balance::health::{Heard, Observation, ServerFault};
 use crate::balance::{Algorithm, Balancer, Candidate, Options};
 use crate::mode::proxy::Told;
 use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
+use crate::sys::source::Source;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
 
 /// One core's connections to one server; written by that core alone.
@@ -116,7 +118,7 @@ impl Pool {
 }
 
 /// What does not change of an upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UpstreamSettings {
     /// How a server is chosen.
     pub algorithm: Algorithm,
@@ -136,6 +138,8 @@ pub struct UpstreamSettings {
     pub fallback: Option<UpstreamId>,
     /// The PROXY header that servers get.
     pub told: Option<Told>,
+    /// Options of the sockets towards its servers; `None` is a plain socket.
+    pub source: Option<Arc<Source>>,
 }
 
 /// What becomes of a session for which there is no server.
@@ -242,6 +246,7 @@ pub(super) struct Group {
     core: CoreId,
     pub(super) settings: UpstreamSettings,
     pub(super) queue: Rc<Queue>,
+    pub(super) origins: Origins,
     balancer: RefCell<Balancer>,
     /// Of the present pool.
     servers: RefCell<HashMap<ServerId, Rc<Here>>>,
@@ -264,6 +269,7 @@ impl Group {
         let balancer = Balancer::new(options, &pool.candidates());
         let group = Self {
             core,
+            origins: Origins::new(settings.source.clone(), core),
             settings,
             queue,
             balancer: RefCell::new(balancer),

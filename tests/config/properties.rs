@@ -8,11 +8,11 @@ use std::time::Duration;
 use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
-    Accept, Access, AccessLog, AccessRule, AccessSource, Admin, Balance, Buffers, Check, CheckKind,
-    Config, ConnectionRate, Eject, Expect, Handoff, Keepalive, Limits, Listener, Log, LogFormat,
-    LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent,
-    ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, SplitBy, Steer, Target,
-    TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
+    Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
+    Check, CheckKind, Config, ConnectionRate, Eject, Expect, Handoff, Keepalive, Limits, Listener,
+    Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired,
+    ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, Source, SplitBy,
+    Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -328,7 +328,10 @@ fn a_config() -> impl Strategy<Value = Config> {
                             max_connections: (backlog % 3 == 0).then_some(backlog),
                         }
                     });
-                let servers = servers.collect();
+                let servers: Vec<Server> = servers.collect();
+                let is_unix =
+                    |it: &Server| matches!(it.address, ServerAddress::Known(Address::Unix(_)));
+                let has_tcp = !servers.iter().all(is_unix);
                 config.upstreams.push(Upstream {
                     name,
                     policy: UpstreamPolicy {
@@ -356,12 +359,30 @@ fn a_config() -> impl Strategy<Value = Config> {
                         }),
                     },
                     check: a_check(backlog),
+                    source: a_source(backlog).filter(|_| has_tcp),
                     servers,
                 });
             }
             config
         },
     )
+}
+
+/// A section that holds something, or none.
+fn a_source(seed: u32) -> Option<Source> {
+    let ip = |last: u32| std::net::IpAddr::from([10, 0, 0, last as u8]);
+    let range = AddressRange::new(ip(seed % 100), ip(seed % 100 + seed % 50)).expect("in order");
+    let other = std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]);
+    let other = AddressRange::new(other, other).expect("one");
+    (!seed.is_multiple_of(2)).then(|| Source {
+        addresses: vec![range, other],
+        interface: seed.is_multiple_of(3).then(|| format!("eth{}", seed % 10)),
+        mark: seed.is_multiple_of(5).then_some(seed.max(1)),
+        dscp: (seed % 7 < 5).then_some((seed % 64) as u8),
+        congestion: seed.is_multiple_of(11).then(|| "bbr".to_owned()),
+        // What it needs of listeners has golden files of its own.
+        transparent: false,
+    })
 }
 
 /// A text that is nearly a configuration: a golden file or the reference, cut, doubled and overwritten.

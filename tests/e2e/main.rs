@@ -41,6 +41,7 @@ mod migration;
 mod observe;
 mod proxy_protocol;
 mod routing;
+mod source;
 mod splicing;
 mod starting;
 mod support;

@@ -11,26 +11,8 @@ use corelay_bench::signals::Signal;
 
 use crate::support::peers::{connect, expect_bytes};
 use crate::support::process::{Process, strace, tool};
-use crate::support::proxy::{binary, exit};
+use crate::support::proxy::{assert_one_clear_line, binary, exit};
 use crate::support::{Config, DEADLINE, Launch, Proxy, skip, wait_for};
-
-/// The one line that a failed start must be: cause, consequence, remedy, and no backtrace.
-#[track_caller]
-fn assert_one_clear_line(proxy: &Proxy, must_name: &str) {
-    let log = proxy.log();
-    let lines: Vec<_> = log.iter().filter(|line| !line.trim().is_empty()).collect();
-    assert_eq!(lines.len(), 1, "one line: {lines:#?}");
-    assert!(
-        lines[0].contains(must_name),
-        "{must_name:?} is not in {:?}",
-        lines[0]
-    );
-    assert!(
-        !lines[0].contains("panicked") && !lines[0].contains("backtrace"),
-        "{}",
-        lines[0]
-    );
-}
 
 #[test]
 fn case_76_refused_io_uring_ends_with_one_line_and_exit_code_3() {

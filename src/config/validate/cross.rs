@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
+use super::source;
 use super::target::{NameDraft, TargetDraft, check_references};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
@@ -11,7 +12,7 @@ use crate::config::limits::{
 };
 use crate::config::model::{
     Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Route, Server,
-    ServerAddress, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
+    ServerAddress, Source, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::units::{Address, ByteSize, UpstreamId, shorten};
@@ -52,6 +53,7 @@ pub(super) struct UpstreamDraft {
     pub(super) check_place: Option<Place>,
     /// The name, and where it stands.
     pub(super) fallback: Option<(String, Place)>,
+    pub(super) source: Option<(Source, Place)>,
     pub(super) servers: Vec<ServerDraft>,
 }
 
@@ -61,6 +63,16 @@ pub(super) struct ServerDraft {
     pub(super) weight: u16,
     pub(super) backup: bool,
     pub(super) max_connections: Option<u32>,
+}
+
+impl ListenerDraft {
+    /// Every upstream that its sessions may go to, fallbacks aside.
+    pub(super) fn upstreams(&self) -> Vec<&String> {
+        let targets = self.target.iter().flat_map(TargetDraft::names);
+        let routed = self.route.iter().flat_map(RouteDraft::upstreams);
+        let targets = targets.map(|it| &it.name);
+        targets.chain(routed.map(|(name, _)| name)).collect()
+    }
 }
 
 impl Default for Draft {
@@ -89,6 +101,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_servers(report, draft);
     check_weights(report, draft);
     check_checks(report, draft);
+    source::check(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
     check_policies(report, &draft.listeners);
@@ -342,6 +355,7 @@ impl Draft {
                 ..upstream.policy
             },
             check: upstream.check.clone(),
+            source: upstream.source.as_ref().map(|(source, _)| source.clone()),
             servers: servers(&upstream.servers),
         });
         Config {

@@ -12,6 +12,7 @@ mod policy;
 mod proxy;
 mod route;
 mod settings;
+mod source;
 mod target;
 mod upstreams;
 
@@ -22,6 +23,7 @@ pub(super) use route::ROUTE_BYS;
 pub(super) use settings::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
 };
+pub(super) use source::dscp_word;
 pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::BALANCES;
 
@@ -56,7 +58,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 21] = [
+    let sections: [(&str, &[&str]); 22] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -78,6 +80,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
+        ("upstreams.NAME.source.", &source::SOURCE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("admin.", &ADMIN_KEYS),
         ("log.", &settings::LOG_KEYS),
@@ -160,6 +163,7 @@ pub(super) fn validate_relay(
         check: None,
         check_place: None,
         fallback: None,
+        source: None,
         servers,
     };
     let draft = Draft {
@@ -275,6 +279,7 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
             check: None,
             check_place: None,
             fallback: None,
+            source: None,
             servers,
         });
     }

@@ -34,7 +34,7 @@ impl TargetDraft {
         TargetDraft::One(NameDraft { name, place })
     }
 
-    fn names(&self) -> Vec<&NameDraft> {
+    pub(super) fn names(&self) -> Vec<&NameDraft> {
         match self {
             TargetDraft::One(name) => vec![name],
             TargetDraft::Split { parts, .. } => parts.iter().map(|(name, _)| name).collect(),

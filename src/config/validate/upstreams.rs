@@ -2,6 +2,7 @@
 
 use super::cross::{ServerDraft, UpstreamDraft};
 use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
+use super::source::source;
 use super::{parse_server, proxy, within};
 use crate::config::limits::{
     DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
@@ -11,7 +12,7 @@ use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 11] = [
+pub(super) const UPSTREAM_KEYS: [&str; 12] = [
     "balance",
     "retries",
     "queue",
@@ -22,6 +23,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 11] = [
     "on_no_server",
     "fallback",
     "proxy_protocol",
+    "source",
     "servers",
 ];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
@@ -62,6 +64,8 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
         let check = check_at.and_then(|at| check(report, at)).flatten();
         let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
         let fallback = fallback_at.and_then(|at| Some((report.text(at)?, at.place())));
+        let source_at = section.as_ref().and_then(|section| section.get("source"));
+        let source = source_at.and_then(|at| Some((source(report, at)??, at.place())));
         let servers_at = section
             .as_ref()
             .and_then(|section| section.require(report, "servers", "servers: [127.0.0.1:9090]"));
@@ -73,6 +77,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             check,
             check_place: check_at.map(Cursor::place),
             fallback,
+            source,
             servers,
         });
     }

@@ -20,7 +20,8 @@ use super::hello::client_hello;
 use super::schedule::Draws;
 use super::spec::{CheckKind, CheckSpec};
 use crate::balance::health::{CheckFailure, CheckOutcome, LocalFault};
-use crate::sys::socket::{self, Connecting, Options, ThirdSegment};
+use crate::sys::socket::{self, ConnectError, Connecting, Options, Target, ThirdSegment};
+use crate::sys::source::Refused;
 use crate::units::Address;
 
 /// How long the rest of an HTTP answer is read after the verdict.
@@ -83,8 +84,11 @@ impl Probe {
             nodelay: true,
             user_timeout: None,
         };
-        let (socket, connecting) =
-            socket::connect(&address, &options, third).map_err(|error| judge_connect(&error))?;
+        let (socket, connecting) = socket::connect(target(&address, &check), &options, third)
+            .map_err(|error| match error {
+                ConnectError::Os(error) => judge_connect(&error),
+                ConnectError::Origin(refused) => judge_origin(&refused),
+            })?;
         Ok(Self {
             socket: socket.into(),
             address,
@@ -283,6 +287,23 @@ fn judge_connect(error: &io::Error) -> CheckOutcome {
         }
         _ => judge_socket(error),
     }
+}
+
+fn target<'a>(address: &'a Address, check: &'a CheckSpec) -> Target<'a> {
+    let source = check.source.as_deref();
+    let origin = match address {
+        Address::Tcp(server) => source.map(|it| it.without_client(server.is_ipv4())),
+        Address::Unix(_) => None,
+    };
+    Target { address, origin }
+}
+
+/// A socket that could not be prepared: never the server's fault.
+fn judge_origin(refused: &Refused) -> CheckOutcome {
+    CheckOutcome::NotMade(match refused.error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => LocalFault::Ports,
+        _ => LocalFault::Resources,
+    })
 }
 
 /// What an error on a connection that stood means.

@@ -176,6 +176,7 @@ mod tests {
                 jitter_percent: 25,
             },
             timeout_us: 1_000_000,
+            source: None,
         });
         ids.map(|id| Target {
             server: ServerId(id),

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::balance::health::Pace;
+use crate::sys::source::Source;
 use crate::units::{Address, ServerId};
 
 /// One server to check.
@@ -28,6 +29,8 @@ pub struct CheckSpec {
     pub pace: Pace,
     /// For the whole check, from the connect to the verdict. Bytes that trickle in do not prolong it.
     pub timeout_us: u64,
+    /// Options of the check's socket, those of sessions; `None` is a plain one.
+    pub source: Option<Arc<Source>>,
 }
 
 /// Where a server is checked.

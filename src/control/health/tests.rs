@@ -32,6 +32,7 @@ fn spec(kind: CheckKind) -> CheckSpec {
             jitter_percent: 10,
         },
         timeout_us: 5_000 * MS_US,
+        source: None,
     }
 }
 

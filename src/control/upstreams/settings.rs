@@ -10,6 +10,7 @@ use crate::config::model::{
 };
 use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
 use crate::mode::proxy::Told;
+use crate::sys::source::Source;
 use crate::wire::proxy::Version;
 use crate::worker::servers::{UpstreamSettings, WithoutServer};
 
@@ -19,6 +20,7 @@ const CORES_SUMMED_MAX: usize = 8;
 /// What does not change of an upstream while the process runs.
 pub(in crate::control) fn settings(
     policy: &UpstreamPolicy,
+    source: Option<Arc<Source>>,
     cores: usize,
     seed: u64,
 ) -> UpstreamSettings {
@@ -50,6 +52,7 @@ pub(in crate::control) fn settings(
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
         }),
+        source,
     }
 }
 
@@ -70,7 +73,7 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
 }
 
 /// How an upstream's servers are checked.
-pub(super) fn checked_by(check: &Check) -> Arc<CheckSpec> {
+pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
         kind: kind(&check.kind),
         at: check.port.map_or(CheckAt::Server, CheckAt::Port),
@@ -80,6 +83,7 @@ pub(super) fn checked_by(check: &Check) -> Arc<CheckSpec> {
             jitter_percent: check.jitter_percent,
         },
         timeout_us: micros(check.timeout),
+        source,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::balance::health::{
 use crate::config::Config;
 use crate::config::model::OnDown;
 use crate::control::health::{self, Checker, Target};
+use crate::control::source;
 use crate::core::mailbox::Sender;
 use crate::metrics::{LastCheck, ServerStanding};
 use crate::sys::clock;
@@ -97,9 +98,11 @@ impl Watch<'_> {
 fn targets(config: &Config, groups: &[Group]) -> Vec<Target> {
     let mut targets = Vec::new();
     for (upstream, group) in config.upstreams.iter().zip(groups) {
-        let Some(check) = upstream.check.as_ref().map(checked_by) else {
+        let Some(check) = &upstream.check else {
             continue;
         };
+        let source = upstream.source.as_ref().map(source::of);
+        let check = checked_by(check, source);
         for (candidate, server) in &group.pool.servers {
             targets.push(Target {
                 server: candidate.id,

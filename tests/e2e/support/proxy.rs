@@ -473,3 +473,21 @@ pub(crate) fn reason(line: &Value) -> String {
     let part = |key: &str| line["close_reason"][key].as_str().unwrap_or("?").to_owned();
     format!("{}/{}/{}", part("side"), part("stage"), part("cause"))
 }
+
+/// The one line that a failed start must be: cause, consequence, remedy, and no backtrace.
+#[track_caller]
+pub(crate) fn assert_one_clear_line(proxy: &Proxy, must_name: &str) {
+    let log = proxy.log();
+    let lines: Vec<_> = log.iter().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!(lines.len(), 1, "one line: {lines:#?}");
+    assert!(
+        lines[0].contains(must_name),
+        "{must_name:?} is not in {:?}",
+        lines[0]
+    );
+    assert!(
+        !lines[0].contains("panicked") && !lines[0].contains("backtrace"),
+        "{}",
+        lines[0]
+    );
+}
