@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::config::model::{Accept, Listener, Steer};
 use crate::sys::socket::{self, ConnectError, Options, ThirdSegment};
-use crate::sys::{affinity, limits, lock};
+use crate::sys::{affinity, filter, limits, lock};
 use crate::units::{Address, ListenerId};
 
 /// How long an address may stay in use after the process that had it was killed.
@@ -129,7 +129,7 @@ impl Drop for UnixPaths {
 
 /// Takes every listener's address for a core on each of `cpus`. On an error nothing stays bound.
 ///
-/// The cores must begin to listen in this order: see [`socket::steer_by_cpu`].
+/// The cores must begin to listen in this order: see [`filter::steer_by_cpu`].
 pub fn bind_all(config: &Config, options: &Options, cpus: &[usize]) -> Result<Bound, BindError> {
     let cores = cpus.len();
     let mut bound = Bound {
@@ -215,7 +215,7 @@ fn set_accept_options(
         }
     }
     if let (Steer::Cpu, Some(first)) = (accept.steer, sockets.first()) {
-        socket::steer_by_cpu(first, cpus)?;
+        filter::steer_by_cpu(first, cpus)?;
     }
     Ok(sockets)
 }

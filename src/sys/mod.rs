@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod clock;
 pub mod event;
 pub mod fd;
+pub mod filter;
 pub mod limits;
 pub mod lock;
 pub mod pages;

@@ -14,7 +14,7 @@ use super::Core;
 use super::handoff::Accepted;
 use crate::core::readiness::Readiness;
 use crate::core::{self, Either};
-use crate::sys::{clock, socket};
+use crate::sys::{clock, filter, socket};
 use crate::units::ListenerId;
 
 /// Connections accepted before established sessions get a pass.
@@ -83,7 +83,7 @@ async fn stop(
     waiting: Pin<&mut impl Future<Output = ()>>,
 ) {
     if !core.service.listeners[usize::from(id.0)].is_unix
-        && let Err(error) = socket::drop_new_syns(listener.as_fd())
+        && let Err(error) = filter::drop_new_syns(listener.as_fd())
     {
         tracing::warn!(core = core.id.0, %error, "clients that connect while the listener closes may be reset");
     }
@@ -122,7 +122,7 @@ fn accept_batch(core: &Rc<Core>, id: ListenerId, listener: &Readiness, filtered:
             Ok((client, peer)) => {
                 if filtered {
                     // Fails only if there is none to detach: a unix socket.
-                    let _ = socket::detach_filter(client.as_fd());
+                    let _ = filter::detach_filter(client.as_fd());
                 }
                 let accepted = Accepted {
                     listener: id,
