@@ -254,15 +254,23 @@ fn the_rate_of_one_source_takes_nothing_of_the_listeners() {
     let limits = json!({ "rate": 1, "burst": 10, "per_source": { "rate": 1, "burst": 3 } });
     let config = Config::to([server.address()]).set("listeners.edge.limits", limits);
     let proxy = Proxy::start(&config.set("workers", 1));
+    let began = Instant::now();
     let one: Vec<_> = (0..30)
         .filter_map(|_| served([127, 0, 0, 9], proxy.address()))
         .collect();
-    assert!((3..=6).contains(&one.len()), "{}", one.len());
+    // However long a busy machine takes.
+    let most = 3 + began.elapsed().as_secs() as usize + 1;
+    assert!(
+        (3..=most).contains(&one.len()),
+        "{}, at most {most}",
+        one.len()
+    );
     let other: Vec<_> = (0..3)
         .filter_map(|_| served([127, 0, 0, 8], proxy.address()))
         .collect();
     assert_eq!(other.len(), 3);
-    let causes: Vec<_> = proxy.access_lines(24).iter().map(reason).collect();
+    let refused = proxy.access_lines(30 - one.len());
+    let causes: Vec<_> = refused.iter().map(reason).collect();
     let limited = causes
         .iter()
         .filter(|cause| *cause == "local/accept/source_rate_limited");

@@ -263,26 +263,38 @@ impl Watcher {
         let (from, to) = (transition.from.as_str(), transition.to.as_str());
         let reason = described(transition.reason);
         let available = group.pool.servers.len() - count_away(group);
-        if transition.from.takes_connections() == transition.to.takes_connections() {
-            tracing::info!(
-                upstream = group.name,
+        let upstream = &group.name;
+        match (
+            transition.from.takes_connections(),
+            transition.to.takes_connections(),
+        ) {
+            (true, false) => tracing::warn!(
+                upstream,
                 server = address,
                 from,
                 to,
                 reason,
                 available,
-                "server"
-            );
-        } else {
-            tracing::warn!(
-                upstream = group.name,
+                "a server gets no new sessions"
+            ),
+            (false, true) => tracing::warn!(
+                upstream,
                 server = address,
                 from,
                 to,
                 reason,
                 available,
-                "server"
-            );
+                "a server gets new sessions again"
+            ),
+            _ => tracing::info!(
+                upstream,
+                server = address,
+                from,
+                to,
+                reason,
+                available,
+                "a server's checks disagree"
+            ),
         }
     }
 
