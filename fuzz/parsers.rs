@@ -6,7 +6,7 @@ pub mod config;
 pub mod outcome;
 #[path = "../src/policy/mod.rs"]
 pub mod policy;
-#[path = "../src/units.rs"]
+#[path = "../src/units/mod.rs"]
 pub mod units;
 #[path = "../src/wire/mod.rs"]
 pub mod wire;

@@ -5,7 +5,7 @@
 //!   socket(2) ──> mark, interface, congestion, DSCP ──> bind(2) to the source address ──> connect(2)
 //! ```
 //!
-//! [`Source::apply`] is what a dial does, [`Source::try_out`] does the same on a socket that never
+//! [`Origin::apply`] is what a dial does, [`Source::try_out`] does the same on a socket that never
 //! connects, so that a refusal is told at the start and names the step. See socket(7), ip(7), tcp(7).
 
 use std::io;
