@@ -86,7 +86,8 @@ impl<M> Receiver<M> {
         }
     }
 
-    fn next(&self) -> Option<M> {
+    /// The next message, if there is one.
+    pub(crate) fn next(&self) -> Option<M> {
         let queue = self.shared.queue.lock();
         queue.unwrap_or_else(PoisonError::into_inner).pop_front()
     }

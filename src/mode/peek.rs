@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::core::Signal;
 use crate::core::readiness::{self, Readiness};
 use crate::outcome::Cause;
-use crate::sys::clock;
+use crate::sys::clock::{self, micros};
 use crate::sys::socket;
 use crate::wire::Parsed;
 
@@ -63,7 +63,7 @@ pub async fn peek<T, E>(
     limits: Limits<'_>,
     mut parse: impl FnMut(&[u8]) -> Parsed<T, E>,
 ) -> (Option<OwnedFd>, Peeked<T, E>) {
-    let deadline_us = clock::now_us() + limits.timeout.as_micros() as u64;
+    let deadline_us = clock::now_us() + micros(limits.timeout);
     let Ok(waiting) = Readiness::new(downstream) else {
         return (None, Peeked::Local);
     };

@@ -409,7 +409,7 @@ impl fmt::Display for HostPort {
 
 /// RFC 1123 with `_`, which container networks use. A last label of digits alone is a mistyped IPv4
 /// address (`256.0.0.1`), not a name.
-fn is_host_name(host: &str) -> bool {
+pub fn is_host_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let label_ok = |label: &str| {
         !label.is_empty()

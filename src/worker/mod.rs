@@ -130,7 +130,14 @@ pub enum Message {
     /// Reset the sessions that this server has.
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
-    PlaceFreed(UpstreamId),
+    PlaceFreed {
+        /// Whose.
+        upstream: UpstreamId,
+        /// Which.
+        server: ServerId,
+        /// Where the place became free: the last core that it is offered to is the one before.
+        origin: CoreId,
+    },
     /// From a core: serve this client as if it had been accepted here.
     Adopt(Adoption),
     /// From a core: the session that was handed to it counts there now.
@@ -458,8 +465,13 @@ impl Core {
                     .borrow_mut()
                     .abort_where(clock::now_us(), Cause::ServerDown, has);
             }
-            Message::PlaceFreed(upstream) => {
-                self.groups[usize::from(upstream.0)].queue.place_freed();
+            Message::PlaceFreed {
+                upstream,
+                server,
+                origin,
+            } => {
+                let group = &self.groups[usize::from(upstream.0)];
+                group.queue.offer(server, origin);
             }
             Message::Adopt(adoption) => self.adopt(adoption),
             Message::Adopted => self.ledger.left(),

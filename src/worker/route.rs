@@ -14,7 +14,7 @@ use crate::core::{self, Either};
 use crate::mode::proxy::Introduced;
 use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
-use crate::sys::clock;
+use crate::sys::clock::{self, micros};
 use crate::sys::socket::{self, Peer};
 use crate::sys::source::Origin;
 use crate::units::{ServerId, UpstreamId};
@@ -101,7 +101,7 @@ impl<'a> Route<'a> {
     async fn wait(&mut self, client: BorrowedFd<'_>) -> Result<(ServerId, Seat), NoNext> {
         let group = Rc::clone(&self.group);
         let is_first = !group.queue.has_waiters();
-        let Some(ticket) = group.queue.enter(group.settings.queue_max) else {
+        let Some(ticket) = group.queue.enter(group.settings.queue_max, &self.tried) else {
             return Err(NoNext::Reset(local(Cause::ServersFull)));
         };
         self.core.note_queued(group.upstream());
@@ -196,8 +196,4 @@ impl Servers for Route<'_> {
 
 fn local(cause: Cause) -> CloseReason {
     CloseReason::new(Side::Local, Stage::Connect, cause)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4)
 }

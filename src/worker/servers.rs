@@ -227,7 +227,7 @@ impl Drop for Seat {
         self.0.count(-1);
         if let Some(limit) = &self.0.server.limit {
             limit.release();
-            self.0.queue.place_freed();
+            self.0.queue.place_freed(self.server());
         }
     }
 }

@@ -61,17 +61,14 @@ pub(super) async fn run(
     let ledger = &core.ledger;
     let service = &core.service;
     let settings = &service.listeners[usize::from(arrival.listener.0)];
-    let mut opening = ledger.open(arrival, None);
+    let mut opening = ledger.open(arrival);
     core::take_in_hand(opening.sequence);
     panic_if_told_to(opening.sequence);
-    let (client, known, pass) = match meet(&core, client, &mut opening, pass).await {
+    let met = match meet(&core, client, &mut opening, pass).await {
         Ok(met) => met,
         Err(reason) => return ledger.close(clock::now_us(), opening, None, reason, |_| ()),
     };
-    let Some(upstream) = opening.upstream else {
-        return;
-    };
-    let mut servers = Route::new(&core, upstream, known);
+    let mut servers = Route::new(&core, met.upstream, met.known);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,
@@ -80,7 +77,7 @@ pub(super) async fn run(
         stop: &core.aborting,
     };
     let mut attempts = Attempts::default();
-    let result = tcp::serve(client, plan, &mut attempts).await;
+    let result = tcp::serve(met.client, plan, &mut attempts).await;
     let now_us = clock::now_us();
     opening.attempts = attempts.count;
     let upstream = servers.upstream();
@@ -98,7 +95,7 @@ pub(super) async fn run(
                 server,
                 connected_us: now_us,
                 seat,
-                _pass: pass,
+                _pass: met.pass,
             };
             let mut engine = core.engine.borrow_mut();
             engine.start(now_us, downstream, upstream, record);
@@ -111,6 +108,14 @@ pub(super) async fn run(
     }
 }
 
+/// A client of whom enough is known to serve it.
+struct Met {
+    client: OwnedFd,
+    known: Client,
+    pass: Option<Box<Pass>>,
+    upstream: UpstreamId,
+}
+
 /// Finds out who the client is and where it goes, if the listener wants to know: from the PROXY header, and
 /// from what the client says first.
 async fn meet(
@@ -118,7 +123,7 @@ async fn meet(
     mut client: OwnedFd,
     opening: &mut Opening,
     mut pass: Option<Box<Pass>>,
-) -> Result<(OwnedFd, Client, Option<Box<Pass>>), CloseReason> {
+) -> Result<Met, CloseReason> {
     let listener = opening.arrival.listener;
     let settings = &core.service.listeners[usize::from(listener.0)];
     let mut known = Client::default();
@@ -152,8 +157,12 @@ async fn meet(
         known.name = routed.name;
     }
     let way = &core.ways[usize::from(listener.0)];
-    opening.upstream = upstream.or_else(|| Some(way.next(known.address)));
-    Ok((client, known, pass))
+    Ok(Met {
+        client,
+        pass,
+        upstream: upstream.unwrap_or_else(|| way.next(known.address)),
+        known,
+    })
 }
 
 /// Lets a test see what a panic does. Debug builds only.
@@ -175,20 +184,20 @@ impl Ledger {
 
     /// The gate let somebody not in, who was counted when accepted: a connection that never becomes a session.
     pub(super) fn refused(&self, arrival: Arrival, cause: Cause) {
-        let opening = self.open(arrival, None);
+        let opening = self.open(arrival);
         let reason = CloseReason::new(Side::Local, Stage::Accept, cause);
         let record = self.record(arrival.accepted_us, opening, None, reason);
         self.write_down(record);
         self.session_ended();
     }
 
-    fn open(&self, arrival: Arrival, upstream: Option<UpstreamId>) -> Opening {
+    fn open(&self, arrival: Arrival) -> Opening {
         let sequence = self.next_sequence.get();
         self.next_sequence.set(sequence + 1);
         Opening {
             sequence,
             arrival,
-            upstream,
+            upstream: None,
             via: None,
             attempts: 0,
         }

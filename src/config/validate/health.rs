@@ -9,7 +9,7 @@ use crate::config::limits::{
 use crate::config::model::{Check, CheckKind, Eject, Expect, OnDown, OnNoServer};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
-use crate::units::shorten;
+use crate::units::{is_host_name, shorten};
 
 pub(super) const EJECT_KEYS: [&str; 4] = ["failures", "period", "max", "max_percent"];
 pub(super) const CHECK_KEYS: [&str; 15] = [
@@ -333,10 +333,8 @@ fn tls(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {
         return Some(CheckKind::Tls { server_name: None });
     };
     let name = report.text(at)?;
-    let is_host = name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    if name.is_empty() || !is_host || name.parse::<std::net::IpAddr>().is_ok() {
+    // Not an IP address either: its last label is digits alone.
+    if !is_host_name(&name) {
         report.add(
             at.place(),
             format!("`{}` is not a host name", shorten(&name)),

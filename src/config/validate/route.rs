@@ -6,7 +6,7 @@ use super::within;
 use crate::config::limits::{DEFAULT_ROUTE_TIMEOUT, ROUTE_NAMES_MAX, TIMEOUT};
 use crate::config::model::RouteBy;
 use crate::config::read::{Cursor, Place, Report};
-use crate::units::shorten;
+use crate::units::{is_host_name, shorten};
 
 pub(super) const ROUTE_KEYS: [&str; 5] = ["by", "names", "no_name", "other_protocol", "timeout"];
 
@@ -74,7 +74,7 @@ fn names(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<(String, String, Place
     for (written, at) in entries {
         let name = written.to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name).to_owned();
-        if !is_name(name.strip_prefix("*.").unwrap_or(&name)) {
+        if !is_host_name(name.strip_prefix("*.").unwrap_or(&name)) {
             report.add(
                 at.place(),
                 format!("`{}` is not a name to route by", shorten(written)),
@@ -95,16 +95,4 @@ fn names(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<(String, String, Place
         }
     }
     names
-}
-
-fn is_name(name: &str) -> bool {
-    const NAME_MAX_BYTES: usize = 253;
-    const LABEL_MAX_BYTES: usize = 63;
-    let label = |label: &str| {
-        (1..=LABEL_MAX_BYTES).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
-    name.len() <= NAME_MAX_BYTES && name.split('.').all(label)
 }

@@ -1,7 +1,6 @@
 //! The configuration of upstreams in the words of those who act on it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
@@ -10,6 +9,7 @@ use crate::config::model::{
 };
 use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
 use crate::mode::proxy::Told;
+use crate::sys::clock::micros;
 use crate::sys::source::Source;
 use crate::wire::proxy::Version;
 use crate::worker::servers::{UpstreamSettings, WithoutServer};
@@ -106,8 +106,4 @@ fn kind(kind: &CheckKind) -> health::CheckKind {
             server_name: server_name.clone(),
         },
     }
-}
-
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4)
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::settings::{checked_by, judged_by, micros};
+use super::settings::{checked_by, judged_by};
 use crate::balance::SlowStart;
 use crate::balance::health::{
     CheckOutcome, CheckResult, Heard, Reason, State, Status, Transition, UpstreamHealth,
@@ -16,7 +16,7 @@ use crate::control::health::{self, Checker, Target};
 use crate::control::source;
 use crate::core::mailbox::Sender;
 use crate::metrics::{LastCheck, ServerStanding};
-use crate::sys::clock;
+use crate::sys::clock::{self, micros};
 use crate::units::{ServerId, UpstreamId};
 use crate::worker::Message;
 use crate::worker::servers::Pool;
