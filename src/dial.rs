@@ -65,7 +65,11 @@ pub fn introduce(upstream: &OwnedFd, preface: &[u8]) -> Result<(), DialError> {
     }
     match socket::send_bytes(upstream.as_fd(), preface) {
         Ok(sent) if sent == preface.len() => Ok(()),
+        // No memory for a socket that has nothing queued is a lack of ours.
         Ok(_) => Err(DialError::Local(Cause::LocalResources)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(DialError::Local(Cause::LocalResources))
+        }
         Err(error) => Err(classify(error)),
     }
 }

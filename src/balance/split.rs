@@ -40,9 +40,9 @@ pub struct Split {
 }
 
 impl Split {
-    /// `None` if no part has a weight. The seed is for [`SplitBy::Random`] and should differ from
-    /// core to core.
-    pub fn new(by: SplitBy, parts: &[Part], seed: u64) -> Option<Self> {
+    /// `None` if no part has a weight. The seed is for [`SplitBy::Random`]; cores, which differ in
+    /// `offset`, draw different numbers from one.
+    pub fn new(by: SplitBy, parts: &[Part], seed: u64, offset: usize) -> Option<Self> {
         let parts: Vec<Part> = parts
             .iter()
             .copied()
@@ -57,7 +57,7 @@ impl Split {
             by,
             parts,
             total,
-            random: Random::new(seed),
+            random: Random::stream(seed, offset),
         })
     }
 

@@ -293,7 +293,13 @@ impl<'e> Report<'e> {
 
     /// Whether the value is the word `off`.
     pub(super) fn is_off(&self, at: &Cursor<'_>) -> bool {
-        matches!(&at.node.value, Value::Scalar(text) if text == OFF)
+        match &at.node.value {
+            // A variable that cannot be expanded is noted where the value is read.
+            Value::Scalar(text) => {
+                expand::expand(text, self.env).is_ok_and(|expanded| expanded == OFF)
+            }
+            Value::Null | Value::List(_) | Value::Map(_) => false,
+        }
     }
 
     /// A whole number within limits, or `off`.

@@ -46,7 +46,7 @@ use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
 use crate::worker::gate::Gate;
 use crate::worker::queue::SharedQueue;
-use crate::worker::servers::Pool;
+use crate::worker::servers::{Pool, UpstreamSettings};
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
 use admin::Admin;
 use fds::FdPlan;
@@ -234,8 +234,8 @@ fn spawn_cores(crew: Crew<'_>) -> Result<Arc<[Sender<Message>]>, RunError> {
         .into_iter()
         .unzip();
     let cores: Arc<[Sender<Message>]> = senders.into();
-    let queue = || Arc::new(SharedQueue::new(count));
-    let queues: Vec<_> = crew.pools.iter().map(|_| queue()).collect();
+    let queue = |settings: &UpstreamSettings| Arc::new(SharedQueue::new(count, settings.queue_max));
+    let queues: Vec<_> = crew.service.upstreams.iter().map(queue).collect();
     let parts = crew.cpus.into_iter().zip(crew.sockets).zip(crew.producers);
     for (index, (((cpu, sockets), producer), mailbox)) in parts.zip(mailboxes).enumerate() {
         let spec = CoreSpec {

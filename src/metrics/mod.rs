@@ -197,8 +197,8 @@ pub struct ListenerMetrics {
     pub accept_aborted_total: u64,
     /// Times that accepting paused because too few file descriptors were free.
     pub accept_paused_total: u64,
-    /// PROXY headers that were refused, by what was wrong with them.
-    pub proxy_errors_total: HashMap<&'static str, u64>,
+    /// PROXY headers, ClientHellos and HTTP requests that were refused, by what was wrong with them.
+    pub opening_errors_total: HashMap<&'static str, u64>,
     /// Connections that passed `limits.per_source` uncounted, because its table was full.
     pub sources_uncounted_total: u64,
     /// Accept to the first byte from the server.

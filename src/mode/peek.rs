@@ -9,14 +9,14 @@
 //!    └──────────────────────────────────────────────────────────────────────┘
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::core::Signal;
 use crate::core::readiness::{self, Readiness};
-use crate::outcome::Cause;
+use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock::{self, micros};
-use crate::sys::socket;
+use crate::sys::socket::{self, Peer};
 use crate::wire::Parsed;
 
 /// How often a client that owes bytes looks whether the process is to end.
@@ -51,26 +51,27 @@ pub enum Peeked<T, E> {
     Timeout,
     /// The process is stopping.
     Stopped,
-    /// No descriptor or memory.
-    Local,
     /// The client reset.
     Reset,
 }
 
-/// Peeks until `parse` has an answer. The socket comes back in any case but [`Peeked::Local`].
+/// Peeks until `parse` has an answer.
+///
+/// # Errors
+/// No descriptor or memory; the socket is closed then.
 pub async fn peek<T, E>(
     downstream: OwnedFd,
     limits: Limits<'_>,
     mut parse: impl FnMut(&[u8]) -> Parsed<T, E>,
-) -> (Option<OwnedFd>, Peeked<T, E>) {
+) -> Result<(OwnedFd, Peeked<T, E>), CloseReason> {
     let deadline_us = clock::now_us() + micros(limits.timeout);
-    let Ok(waiting) = Readiness::new(downstream) else {
-        return (None, Peeked::Local);
-    };
+    let lacking = |_| CloseReason::new(Side::Local, Stage::Accept, Cause::LocalResources);
+    let waiting = Readiness::new(downstream).map_err(lacking)?;
     let mut buffer = vec![0; FIRST_BYTES.min(limits.max_bytes)];
-    let mut had = 0;
+    let (mut had, mut has_waited) = (0, false);
     let peeked = loop {
         let have = match socket::peek_bytes(waiting.as_fd(), &mut buffer) {
+            Ok(0) => break Peeked::Truncated,
             Ok(have) => have,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
             Err(_) => break Peeked::Reset,
@@ -79,24 +80,32 @@ pub async fn peek<T, E>(
             match parse(&buffer[..have]) {
                 Parsed::Done { value, used } => break Peeked::Done(value, used),
                 Parsed::Bad(error) => break Peeked::Bad(error),
-                Parsed::NeedMore => {}
+                Parsed::NeedMore if have < limits.max_bytes => {}
+                Parsed::NeedMore => break Peeked::Timeout,
             }
             if have == buffer.len() {
-                if have >= limits.max_bytes {
-                    break Peeked::Timeout;
-                }
                 buffer.resize((2 * have).min(limits.max_bytes), 0);
-                had = have;
+                (had, has_waited) = (have, false);
                 continue;
             }
-        } else if socket::has_ended(waiting.as_fd()) {
-            break Peeked::Truncated;
-        } else if have > 0 {
-            // It was said to be readable and has nothing new: no mark, or the peer of one.
+        } else if have > 0 && socket::has_ended(waiting.as_fd()) {
+            // More may have come with the end, after the look at the bytes.
+            match socket::peek_bytes(waiting.as_fd(), &mut buffer) {
+                Ok(now) if now > have => continue,
+                _ => break Peeked::Truncated,
+            }
+        } else if has_waited {
+            // It was said to be readable and has nothing new: a socket that knows no mark.
             crate::core::sleep(NAP).await;
         }
-        had = have;
-        socket::set_low_water(waiting.as_fd(), have as u32 + 1);
+        if limits.stop.is_set() {
+            // Not left to the wait, which bytes that trickle in may end again and again.
+            break Peeked::Stopped;
+        }
+        (had, has_waited) = (have, true);
+        if have > 0 {
+            socket::set_low_water(waiting.as_fd(), have as u32 + 1);
+        }
         if let Some(cause) = more(&waiting, deadline_us, limits.stop).await {
             break match cause {
                 Cause::Drain => Peeked::Stopped,
@@ -104,12 +113,41 @@ pub async fn peek<T, E>(
             };
         }
     };
-    socket::set_low_water(waiting.as_fd(), 1);
-    (Some(waiting.into_fd()), peeked)
+    if had > 0 {
+        socket::set_low_water(waiting.as_fd(), 1);
+    }
+    Ok((waiting.into_fd(), peeked))
+}
+
+impl<T, E> Peeked<T, E> {
+    /// Why a client is sent away of whom this is all there is, and makes the coming close a reset; but not
+    /// for one that never said anything, such as a port scan or a TCP health check.
+    pub(super) fn refusal(
+        &self,
+        client: BorrowedFd<'_>,
+        malformed: Cause,
+        late: Cause,
+    ) -> CloseReason {
+        let (side, cause) = match self {
+            Peeked::Truncated => match socket::peek(client) {
+                Peer::Closed | Peer::Silent => {
+                    return CloseReason::new(Side::Downstream, Stage::Accept, Cause::Empty);
+                }
+                Peer::Reset => (Side::Downstream, Cause::Reset),
+                Peer::Sent => (Side::Downstream, malformed),
+            },
+            Peeked::Done(..) | Peeked::Bad(_) => (Side::Downstream, malformed),
+            Peeked::Reset => (Side::Downstream, Cause::Reset),
+            Peeked::Timeout => (Side::Local, late),
+            Peeked::Stopped => (Side::Local, Cause::Drain),
+        };
+        socket::linger_zero(client);
+        CloseReason::new(side, Stage::Accept, cause)
+    }
 }
 
 /// Waits for more bytes or an end; a cause if it was given up.
-async fn more(waiting: &Readiness, deadline_us: u64, stop: &Signal) -> Option<Cause> {
+pub(super) async fn more(waiting: &Readiness, deadline_us: u64, stop: &Signal) -> Option<Cause> {
     let left = Duration::from_micros(deadline_us.saturating_sub(clock::now_us()));
     let give_up = |is_over: bool| {
         if stop.is_set() {

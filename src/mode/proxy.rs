@@ -45,15 +45,15 @@ pub async fn receive(
     required: &Required,
     stop: &Signal,
 ) -> Result<(OwnedFd, Header), Refused> {
-    let refused = |side, cause| Refused {
-        reason: CloseReason::new(side, Stage::Accept, cause),
-        error: None,
-    };
     // A unix socket's clients are this host's: its file mode says who may.
     let is_trusted = peer.is_none_or(|peer| required.trusted.decide(peer.ip()) == Action::Allow);
     if !is_trusted {
         socket::linger_zero(downstream.as_fd());
-        return Err(refused(Side::Downstream, Cause::ProxyUntrusted));
+        let (side, cause) = (Side::Downstream, Cause::ProxyUntrusted);
+        return Err(Refused {
+            reason: CloseReason::new(side, Stage::Accept, cause),
+            error: None,
+        });
     }
     let limits = Limits {
         timeout: required.timeout,
@@ -61,35 +61,27 @@ pub async fn receive(
         stop,
     };
     let parse = |bytes: &[u8]| proxy::parse(required.mode, bytes);
-    let (downstream, peeked) = peek::peek(downstream, limits, parse).await;
-    let Some(downstream) = downstream else {
-        return Err(refused(Side::Local, Cause::LocalResources));
-    };
-    let why = match peeked {
-        Peeked::Done(header, used) => {
-            let mut bytes = vec![0; used];
-            if matches!(socket::take_bytes(downstream.as_fd(), &mut bytes), Ok(took) if took == used)
-            {
-                return Ok((downstream, header));
-            }
-            refused(Side::Downstream, Cause::Reset)
+    let peeked = peek::peek(downstream, limits, parse).await;
+    let (downstream, mut peeked) = peeked.map_err(|reason| Refused {
+        reason,
+        error: None,
+    })?;
+    if let Peeked::Done(header, used) = peeked {
+        let mut bytes = vec![0; used];
+        // They were there a moment ago: only a reset takes them away.
+        let took = socket::take_bytes(downstream.as_fd(), &mut bytes);
+        if took.is_ok_and(|took| took == used) {
+            return Ok((downstream, header));
         }
-        Peeked::Bad(error) => Refused {
-            error: Some(error),
-            ..refused(Side::Downstream, Cause::ProxyMalformed)
-        },
-        Peeked::Truncated if socket::has_unread(downstream.as_fd()) => {
-            refused(Side::Downstream, Cause::ProxyMalformed)
-        }
-        // A port scan or a TCP health check.
-        Peeked::Truncated => return Err(refused(Side::Downstream, Cause::Empty)),
-        Peeked::Timeout => refused(Side::Local, Cause::ProxyTimeout),
-        Peeked::Stopped => refused(Side::Local, Cause::Drain),
-        Peeked::Reset => refused(Side::Downstream, Cause::Reset),
-        Peeked::Local => refused(Side::Local, Cause::LocalResources),
+        peeked = Peeked::Reset;
+    }
+    let error = match &peeked {
+        Peeked::Bad(error) => Some(*error),
+        _ => None,
     };
-    socket::linger_zero(downstream.as_fd());
-    Err(why)
+    let (malformed, late) = (Cause::ProxyMalformed, Cause::ProxyTimeout);
+    let reason = peeked.refusal(downstream.as_fd(), malformed, late);
+    Err(Refused { reason, error })
 }
 
 /// What an upstream's servers are told.

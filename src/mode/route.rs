@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use super::peek::{self, Limits, Peeked};
 use crate::core::Signal;
-use crate::outcome::{Cause, CloseReason, Side, Stage};
+use crate::outcome::{Cause, CloseReason};
 use crate::policy::names::Names;
-use crate::sys::socket;
 use crate::units::UpstreamId;
 use crate::wire::Parsed;
 use crate::wire::client_hello::{self, HELLO_MAX_BYTES, HelloError};
@@ -50,6 +49,15 @@ pub struct Routed {
     pub name: Option<ServerName>,
 }
 
+/// Why a client goes nowhere.
+#[derive(Debug)]
+pub struct Unrouted {
+    /// For the record.
+    pub reason: CloseReason,
+    /// The word for what is wrong with what it sent, if it is that.
+    pub error: Option<&'static str>,
+}
+
 /// What the beginning of the stream says.
 enum Asked {
     Name(ServerName),
@@ -65,7 +73,7 @@ pub async fn route(
     downstream: OwnedFd,
     routes: &Routes,
     stop: &Signal,
-) -> Result<Routed, CloseReason> {
+) -> Result<Routed, Unrouted> {
     let limits = Limits {
         timeout: routes.timeout,
         max_bytes: match routes.by {
@@ -75,18 +83,19 @@ pub async fn route(
         stop,
     };
     let parse = |bytes: &[u8]| asked(routes.by, bytes);
-    let (downstream, peeked) = peek::peek(downstream, limits, parse).await;
-    let closed = |side, cause| CloseReason::new(side, Stage::Accept, cause);
-    let Some(downstream) = downstream else {
-        return Err(closed(Side::Local, Cause::LocalResources));
+    let (downstream, peeked) = match peek::peek(downstream, limits, parse).await {
+        Ok(peeked) => peeked,
+        Err(reason) => {
+            return Err(Unrouted {
+                reason,
+                error: None,
+            });
+        }
     };
-    let reason = match peeked {
+    let error = match peeked {
         Peeked::Done(asked, _) => {
             let (upstream, name) = match asked {
-                Asked::Name(name) => {
-                    let found = routes.names.get(name.as_str());
-                    (found, Some(name))
-                }
+                Asked::Name(name) => (routes.names.get(name.as_str()), Some(name)),
                 Asked::NoName => (routes.no_name, None),
                 Asked::OtherProtocol => (routes.other_protocol, None),
             };
@@ -96,22 +105,15 @@ pub async fn route(
                 name,
             });
         }
-        Peeked::Bad(()) => closed(Side::Downstream, Cause::RouteMalformed),
-        Peeked::Truncated if socket::has_unread(downstream.as_fd()) => {
-            closed(Side::Downstream, Cause::RouteMalformed)
-        }
-        // A port scan or a TCP health check.
-        Peeked::Truncated => return Err(closed(Side::Downstream, Cause::Empty)),
-        Peeked::Timeout => closed(Side::Local, Cause::RouteTimeout),
-        Peeked::Stopped => closed(Side::Local, Cause::Drain),
-        Peeked::Reset => closed(Side::Downstream, Cause::Reset),
-        Peeked::Local => closed(Side::Local, Cause::LocalResources),
+        Peeked::Bad(error) => Some(error),
+        _ => None,
     };
-    socket::linger_zero(downstream.as_fd());
-    Err(reason)
+    let (malformed, late) = (Cause::RouteMalformed, Cause::RouteTimeout);
+    let reason = peeked.refusal(downstream.as_fd(), malformed, late);
+    Err(Unrouted { reason, error })
 }
 
-fn asked(by: By, bytes: &[u8]) -> Parsed<Asked, ()> {
+fn asked(by: By, bytes: &[u8]) -> Parsed<Asked, &'static str> {
     let done = |value| Parsed::Done { value, used: 0 };
     match by {
         By::Sni => match client_hello::peek(bytes, HELLO_MAX_BYTES) {
@@ -120,7 +122,7 @@ fn asked(by: By, bytes: &[u8]) -> Parsed<Asked, ()> {
             }
             Parsed::NeedMore => Parsed::NeedMore,
             Parsed::Bad(HelloError::NotTls) => done(Asked::OtherProtocol),
-            Parsed::Bad(_) => Parsed::Bad(()),
+            Parsed::Bad(error) => Parsed::Bad(error.as_str()),
         },
         By::Host => match http_head::peek(bytes, HEAD_MAX_BYTES) {
             Parsed::Done { value, .. } => done(match value.host {
@@ -129,7 +131,7 @@ fn asked(by: By, bytes: &[u8]) -> Parsed<Asked, ()> {
             }),
             Parsed::NeedMore => Parsed::NeedMore,
             Parsed::Bad(HeadError::NotHttp | HeadError::Http2) => done(Asked::OtherProtocol),
-            Parsed::Bad(_) => Parsed::Bad(()),
+            Parsed::Bad(error) => Parsed::Bad(error.as_str()),
         },
     }
 }

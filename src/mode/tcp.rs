@@ -3,18 +3,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use super::peek;
 use crate::core::Signal;
-use crate::core::readiness::{self, Readiness};
+use crate::core::readiness::Readiness;
 use crate::dial::{self, DialError};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
-use crate::sys::clock;
+use crate::sys::clock::{self, micros};
 use crate::sys::socket::{self, Options, Peer, Target};
 use crate::sys::source::Origin;
 use crate::units::{Address, ServerId};
-
-/// How often a client that owes its first byte looks whether the process is to end. Thousands may
-/// wait, so that it is as rare as an end by second signal allows.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The servers that one session may try, each at most once.
 pub trait Servers {
@@ -177,17 +174,8 @@ async fn first_byte(
     let closed = |side, cause| CloseReason::new(side, Stage::Accept, cause);
     let local = |_| closed(Side::Local, Cause::LocalResources);
     let waiting = Readiness::new(downstream).map_err(local)?;
-    let give_up = |is_over: bool| {
-        if stop.is_set() {
-            Some(Cause::Drain)
-        } else {
-            is_over.then_some(Cause::FirstByteTimeout)
-        }
-    };
-    // Shutting down the receiving half alone sends nothing, so that the reset still follows.
-    let end = || socket::shutdown_read(waiting.as_fd());
-    let given_up =
-        readiness::wait_patiently(waiting.readable(), timeout, LOOK_EVERY, give_up, end).await;
+    let deadline_us = clock::now_us() + micros(timeout);
+    let given_up = peek::more(&waiting, deadline_us, stop).await;
     let downstream = waiting.into_fd();
     if let Some(cause) = given_up {
         socket::linger_zero(downstream.as_fd());

@@ -380,14 +380,14 @@ impl FromStr for HostPort {
             return Err(fail(kind));
         }
         let Some((host, port)) = text.rsplit_once(':') else {
-            let kind = if is_host_name(text) {
+            let kind = if is_host_name(text.strip_suffix('.').unwrap_or(text)) {
                 UnitErrorKind::NoPort
             } else {
                 UnitErrorKind::NotAServer
             };
             return Err(fail(kind));
         };
-        if !is_host_name(host) {
+        if !is_host_name(host.strip_suffix('.').unwrap_or(host)) {
             return Err(fail(UnitErrorKind::BadHost));
         }
         if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -408,9 +408,8 @@ impl fmt::Display for HostPort {
 }
 
 /// RFC 1123 with `_`, which container networks use. A last label of digits alone is a mistyped IPv4
-/// address (`256.0.0.1`), not a name.
+/// address (`256.0.0.1`), not a name. Without the final dot that makes a name absolute.
 pub fn is_host_name(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
     let label_ok = |label: &str| {
         !label.is_empty()
             && label.len() <= HOST_LABEL_MAX_BYTES

@@ -21,6 +21,7 @@ use std::task::{Poll, Waker};
 use super::Message;
 use crate::core::mailbox::Sender;
 use crate::core::want_turn;
+use crate::policy::limit::SharedLimit;
 use crate::units::{CoreId, ServerId, UpstreamId};
 
 /// How many sessions of one core wait uncalled; written by that core alone.
@@ -31,15 +32,15 @@ struct Uncalled(AtomicU32);
 /// What the cores share of one upstream's queues.
 pub struct SharedQueue {
     /// Over all cores, called or not.
-    waiting: AtomicU32,
+    waiting: SharedLimit,
     uncalled: Box<[Uncalled]>,
 }
 
 impl SharedQueue {
-    /// Nobody waits.
-    pub fn new(cores: usize) -> Self {
+    /// Nobody waits; so many may.
+    pub fn new(cores: usize, max: u32) -> Self {
         Self {
-            waiting: AtomicU32::new(0),
+            waiting: SharedLimit::new(max),
             uncalled: (0..cores).map(|_| Uncalled::default()).collect(),
         }
     }
@@ -51,16 +52,28 @@ pub(super) struct Queue {
     core: CoreId,
     shared: Arc<SharedQueue>,
     cores: Arc<[Sender<Message>]>,
+    /// In the order of arrival.
     waiters: RefCell<VecDeque<Rc<Waiter>>>,
+    next_number: Cell<u64>,
 }
 
 struct Waiter {
+    /// Its number in the order of arrival.
+    number: u64,
     /// Servers that are of no use to it.
     tried: Vec<ServerId>,
     waker: RefCell<Option<Waker>>,
-    is_called: Cell<bool>,
-    /// The server whose place it was called for; `None` for a call that all got.
-    place: Cell<Option<ServerId>>,
+    state: Cell<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In the queue.
+    Waiting,
+    /// Out of the queue, for a place on this server; `None` for a call that all got.
+    Called(Option<ServerId>),
+    /// Out of the queue, with a place.
+    Served,
 }
 
 impl Queue {
@@ -76,6 +89,7 @@ impl Queue {
             shared,
             cores,
             waiters: RefCell::default(),
+            next_number: Cell::default(),
         }
     }
 
@@ -94,18 +108,18 @@ impl Queue {
         self.waiters.borrow().len()
     }
 
-    /// A place in the queue for a session that has tried these servers, unless `max` sessions over all cores
-    /// have one.
-    pub(super) fn enter(self: &Rc<Self>, max: u32, tried: &[ServerId]) -> Option<Ticket> {
-        if self.shared.waiting.fetch_add(1, Ordering::Relaxed) >= max {
-            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+    /// A place in the queue for a session that has tried these servers, if one is left.
+    pub(super) fn enter(self: &Rc<Self>, tried: &[ServerId]) -> Option<Ticket> {
+        if !self.shared.waiting.try_acquire() {
             return None;
         }
+        let number = self.next_number.get();
+        self.next_number.set(number + 1);
         let waiter = Rc::new(Waiter {
+            number,
             tried: tried.to_vec(),
             waker: RefCell::default(),
-            is_called: Cell::default(),
-            place: Cell::default(),
+            state: Cell::new(State::Waiting),
         });
         self.waiters.borrow_mut().push_back(Rc::clone(&waiter));
         self.publish();
@@ -125,7 +139,7 @@ impl Queue {
     pub(super) fn offer(&self, server: ServerId, origin: CoreId) {
         // After the place was given back, before the queues are looked at.
         fence(Ordering::SeqCst);
-        if self.call_first(Some(server)) {
+        if self.shared.waiting.in_use() == 0 || self.call_first(Some(server)) {
             return;
         }
         let count = self.cores.len();
@@ -160,8 +174,7 @@ impl Queue {
         };
         drop(waiters);
         self.publish();
-        waiter.place.set(place);
-        waiter.is_called.set(true);
+        waiter.state.set(State::Called(place));
         if let Some(waker) = waiter.waker.borrow_mut().take() {
             want_turn();
             waker.wake();
@@ -188,7 +201,7 @@ impl Ticket {
     /// Completes when a place is, or was, free for this session.
     pub(super) async fn called(&self) {
         std::future::poll_fn(|cx| {
-            if self.waiter.is_called.get() {
+            if self.is_called() {
                 return Poll::Ready(());
             }
             *self.waiter.waker.borrow_mut() = Some(cx.waker().clone());
@@ -198,34 +211,40 @@ impl Ticket {
     }
 
     pub(super) fn is_called(&self) -> bool {
-        self.waiter.is_called.get()
+        matches!(self.waiter.state.get(), State::Called(_))
     }
 
-    /// Somebody else took the place: back to the front.
+    /// Somebody else took the place: back to where it was, before those who came later.
     pub(super) fn wait_again(&self) {
-        self.waiter.is_called.set(false);
+        self.waiter.state.set(State::Waiting);
         let mut waiters = self.queue.waiters.borrow_mut();
-        waiters.push_front(Rc::clone(&self.waiter));
+        let at = waiters.partition_point(|other| other.number < self.waiter.number);
+        waiters.insert(at, Rc::clone(&self.waiter));
         drop(waiters);
         self.queue.publish();
     }
 
     /// The session has its place.
     pub(super) fn served(self) {
-        self.waiter.is_called.set(false);
+        self.leave();
+        self.waiter.state.set(State::Served);
+    }
+
+    fn leave(&self) {
+        if self.waiter.state.get() == State::Waiting {
+            let mut waiters = self.queue.waiters.borrow_mut();
+            waiters.retain(|other| !Rc::ptr_eq(other, &self.waiter));
+            drop(waiters);
+            self.queue.publish();
+        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut waiters = self.queue.waiters.borrow_mut();
-        waiters.retain(|other| !Rc::ptr_eq(other, &self.waiter));
-        drop(waiters);
-        self.queue.publish();
-        self.queue.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        if self.waiter.is_called.get()
-            && let Some(server) = self.waiter.place.get()
-        {
+        self.leave();
+        self.queue.shared.waiting.release();
+        if let State::Called(Some(server)) = self.waiter.state.get() {
             self.queue.place_freed(server);
         }
     }
@@ -239,14 +258,13 @@ mod tests {
     const UPSTREAM: UpstreamId = UpstreamId(0);
     const A: ServerId = ServerId(1);
     const B: ServerId = ServerId(2);
-    const MAX: u32 = 100;
 
     /// The queues of some cores, all on one thread.
-    fn queues(count: usize) -> (Vec<Rc<Queue>>, Vec<Receiver<Message>>) {
+    fn queues(count: usize, max: u32) -> (Vec<Rc<Queue>>, Vec<Receiver<Message>>) {
         let mailboxes = (0..count).map(|_| mailbox::mailbox().expect("an eventfd"));
         let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.unzip();
         let cores: Arc<[Sender<Message>]> = senders.into();
-        let shared = Arc::new(SharedQueue::new(count));
+        let shared = Arc::new(SharedQueue::new(count, max));
         let queue = |core: usize| {
             let (shared, cores) = (Arc::clone(&shared), Arc::clone(&cores));
             Rc::new(Queue::new(UPSTREAM, CoreId(core as u16), shared, cores))
@@ -276,12 +294,12 @@ mod tests {
 
     #[test]
     fn the_first_whom_the_place_serves_is_called() {
-        let (queues, _mailboxes) = queues(1);
+        let (queues, _mailboxes) = queues(1, 100);
         let queue = &queues[0];
-        let tried = queue.enter(MAX, &[A]).expect("room");
+        let tried = queue.enter(&[A]).expect("room");
         assert!(!queue.has_waiters(), "it keeps nobody from taking a place");
-        let fresh = queue.enter(MAX, &[]).expect("room");
-        let last = queue.enter(MAX, &[]).expect("room");
+        let fresh = queue.enter(&[]).expect("room");
+        let last = queue.enter(&[]).expect("room");
         assert!(queue.has_waiters());
         queue.place_freed(A);
         assert_eq!(
@@ -299,10 +317,22 @@ mod tests {
     }
 
     #[test]
+    fn who_was_called_in_vain_waits_on_in_the_old_order() {
+        let (queues, _mailboxes) = queues(1, 100);
+        let tickets = [(); 3].map(|()| queues[0].enter(&[]).expect("room"));
+        queues[0].call_all();
+        tickets.iter().for_each(Ticket::wait_again);
+        for expected in [[true, false, false], [true, true, false]] {
+            queues[0].place_freed(A);
+            assert_eq!(tickets.each_ref().map(Ticket::is_called), expected);
+        }
+    }
+
+    #[test]
     fn a_place_goes_to_the_core_where_somebody_waits_for_it() {
-        let (queues, mailboxes) = queues(3);
-        let tried = queues[1].enter(MAX, &[A]).expect("room");
-        let fresh = queues[2].enter(MAX, &[]).expect("room");
+        let (queues, mailboxes) = queues(3, 100);
+        let tried = queues[1].enter(&[A]).expect("room");
+        let fresh = queues[2].enter(&[]).expect("room");
         queues[0].place_freed(A);
         assert_eq!(deliver(&queues, &mailboxes), 2);
         assert!(!tried.is_called() && fresh.is_called());
@@ -310,10 +340,10 @@ mod tests {
 
     #[test]
     fn a_place_that_nobody_can_use_goes_around_once() {
-        let (queues, mailboxes) = queues(4);
+        let (queues, mailboxes) = queues(4, 100);
         let tickets: Vec<_> = queues
             .iter()
-            .map(|queue| queue.enter(MAX, &[A]).expect("room"))
+            .map(|queue| queue.enter(&[A]).expect("room"))
             .collect();
         queues[2].place_freed(A);
         assert_eq!(deliver(&queues, &mailboxes), 3);
@@ -322,15 +352,15 @@ mod tests {
 
     #[test]
     fn a_call_passed_on_reaches_another_core_and_max_counts_all() {
-        let (queues, mailboxes) = queues(2);
-        let first = queues[0].enter(2, &[]).expect("room");
-        let second = queues[1].enter(2, &[]).expect("room");
-        assert!(queues[0].enter(2, &[]).is_none(), "full");
+        let (queues, mailboxes) = queues(2, 2);
+        let first = queues[0].enter(&[]).expect("room");
+        let second = queues[1].enter(&[]).expect("room");
+        assert!(queues[0].enter(&[]).is_none(), "full");
         queues[0].place_freed(A);
         drop(first);
         assert_eq!(deliver(&queues, &mailboxes), 1);
         assert!(second.is_called());
         second.served();
-        assert!(queues[0].enter(2, &[]).is_some());
+        assert!(queues[0].enter(&[]).is_some());
     }
 }

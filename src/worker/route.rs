@@ -42,6 +42,7 @@ pub(super) struct Route<'a> {
     client: Client,
     /// What the balancer may go by.
     hash: u64,
+    /// In vain.
     tried: Vec<ServerId>,
 }
 
@@ -60,9 +61,7 @@ impl<'a> Route<'a> {
     fn seat(&mut self) -> Result<(ServerId, Seat), NoSeat> {
         let now_us = clock::now_us();
         let seat = self.group.seat(now_us, self.hash, &mut self.tried)?;
-        let server = seat.server();
-        self.tried.push(server);
-        Ok((server, seat))
+        Ok((seat.server(), seat))
     }
 
     /// Where the session goes, after a fallback.
@@ -98,34 +97,37 @@ impl<'a> Route<'a> {
     }
 
     /// Every server is full, or none is there and sessions are held: waits in the queue, if there is one.
-    async fn wait(&mut self, client: BorrowedFd<'_>) -> Result<(ServerId, Seat), NoNext> {
+    /// `None` if there is no server any more, and another upstream to go to.
+    async fn wait(&mut self, client: BorrowedFd<'_>) -> Result<Option<(ServerId, Seat)>, NoNext> {
         let group = Rc::clone(&self.group);
-        let is_first = !group.queue.has_waiters();
-        let Some(ticket) = group.queue.enter(group.settings.queue_max, &self.tried) else {
+        let mut looks = !group.queue.has_waiters();
+        let Some(ticket) = group.queue.enter(&self.tried) else {
             return Err(NoNext::Reset(local(Cause::ServersFull)));
         };
         self.core.note_queued(group.upstream());
         let deadline_us = clock::now_us() + micros(group.settings.queue_timeout);
-        let mut looks = is_first;
         loop {
             if looks {
                 match self.seat() {
                     Ok(found) => {
                         ticket.served();
-                        return Ok(found);
+                        return Ok(Some(found));
                     }
+                    Err(NoSeat::NoServer) if self.falls_back() => return Ok(None),
                     Err(NoSeat::NoServer) if !self.holds() => return Err(self.no_server()),
-                    // Somebody was faster, or there is no server yet.
-                    Err(_) if ticket.is_called() => {
-                        ticket.wait_again();
-                        continue;
-                    }
                     Err(_) => {}
                 }
             }
-            looks = self.called(&ticket, deadline_us).await;
-            if !looks && let Some(reason) = self.given_up(client, deadline_us) {
+            // Before the next wait, for calls may come faster than the looks in between.
+            if let Some(reason) = self.given_up(client, deadline_us) {
                 return Err(NoNext::Reset(reason));
+            }
+            if ticket.is_called() {
+                // Somebody was faster. What was freed until now is looked for once more.
+                ticket.wait_again();
+                looks = true;
+            } else {
+                looks = self.called(&ticket, deadline_us).await;
             }
         }
     }
@@ -157,17 +159,20 @@ impl Servers for Route<'_> {
         if self.tried.len() > usize::from(self.group.settings.retries) {
             return Err(NoNext::Tried);
         }
-        // Whoever waits was here first.
-        while !self.group.queue.has_waiters() {
-            match self.seat() {
-                Ok(found) => return Ok(found),
-                Err(NoSeat::NoServer) if self.falls_back() => {}
-                Err(NoSeat::NoServer) if self.holds() => break,
-                Err(NoSeat::NoServer) => return Err(self.no_server()),
-                Err(NoSeat::Full) => break,
+        loop {
+            // Whoever waits was here first.
+            if !self.group.queue.has_waiters() {
+                match self.seat() {
+                    Ok(found) => return Ok(found),
+                    Err(NoSeat::NoServer) if self.falls_back() => continue,
+                    Err(NoSeat::NoServer) if !self.holds() => return Err(self.no_server()),
+                    Err(_) => {}
+                }
+            }
+            if let Some(found) = self.wait(client).await? {
+                return Ok(found);
             }
         }
-        self.wait(client).await
     }
 
     fn preface(&self, _: &Seat, client: BorrowedFd<'_>) -> Vec<u8> {
@@ -189,7 +194,10 @@ impl Servers for Route<'_> {
     fn attempted(&mut self, seat: &Seat, result: Result<(), Cause>) {
         match result {
             Ok(()) => seat.connected(),
-            Err(cause) => seat.attempt_failed(cause),
+            Err(cause) => {
+                self.tried.push(seat.server());
+                seat.attempt_failed(cause);
+            }
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct SharedServer {
     judge: Option<Judge>,
     /// By core.
     loads: Box<[LoadCell]>,
+    /// Sessions that begin on it now end at once: it is down, and those it had were ended.
+    ends_sessions: AtomicBool,
 }
 
 impl SharedServer {
@@ -67,7 +69,14 @@ impl SharedServer {
                 has_failed: Default::default(),
             }),
             loads: (0..cores).map(|_| LoadCell::default()).collect(),
+            ends_sessions: AtomicBool::new(false),
         }
+    }
+
+    /// Says whether sessions that begin from now on end at once, such as one that was being dialled when the
+    /// others were ended.
+    pub fn end_sessions(&self, ends: bool) {
+        self.ends_sessions.store(ends, Ordering::Release);
     }
 
     /// Connections over all cores; those that begin or end at this moment may be missing.
@@ -87,13 +96,14 @@ struct Judge {
 
 impl Judge {
     fn failed(&self, server: ServerId, fault: ServerFault) {
-        self.has_failed[fault as usize].store(true, Ordering::Relaxed);
+        // Told first: who sees the flag tells of a success behind it.
         self.tell(server, Observation::Failed(fault));
+        self.has_failed[fault as usize].store(true, Ordering::Release);
     }
 
     fn succeeded(&self, server: ServerId, fault: ServerFault, observation: Observation) {
         let flag = &self.has_failed[fault as usize];
-        if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed) {
+        if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Acquire) {
             self.tell(server, observation);
         }
     }
@@ -195,6 +205,11 @@ impl Seat {
         if let (Some(judge), Some(fault)) = (&server.judge, ServerFault::of_attempt(cause)) {
             judge.failed(server.id, fault);
         }
+    }
+
+    /// Whether the session ends at once; see [`SharedServer::end_sessions`].
+    pub(super) fn is_over(&self) -> bool {
+        self.0.server.ends_sessions.load(Ordering::Acquire)
     }
 
     /// The server took the connection.

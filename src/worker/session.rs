@@ -90,6 +90,7 @@ pub(super) async fn run(
             server,
             seat,
         }) => {
+            let is_over = seat.is_over();
             let record = Relayed {
                 opening,
                 server,
@@ -101,6 +102,9 @@ pub(super) async fn run(
             engine.start(now_us, downstream, upstream, record);
             if core.aborting.is_set() {
                 engine.abort_all(now_us, Cause::Drain);
+            } else if is_over {
+                let has = |record: &Relayed| record.server == server;
+                engine.abort_where(now_us, Cause::ServerDown, has);
             }
         }
         // No server took it; those that failed are counted one by one.
@@ -131,7 +135,8 @@ async fn meet(
         let peer = opening.arrival.downstream;
         let received = proxy::receive(client, peer, required, &core.aborting).await;
         let (socket, header) = received.map_err(|refused| {
-            core.ledger.note_proxy_error(listener, refused.error);
+            let error = refused.error.map(ProxyError::as_str);
+            core.ledger.note_opening_error(listener, error);
             refused.reason
         })?;
         client = socket;
@@ -151,7 +156,11 @@ async fn meet(
     known.address = opening.arrival.downstream;
     let mut upstream = None;
     if let Some(routes) = &settings.routes {
-        let routed = mode::route::route(client, routes, &core.aborting).await?;
+        let routed = mode::route::route(client, routes, &core.aborting).await;
+        let routed = routed.map_err(|unrouted| {
+            core.ledger.note_opening_error(listener, unrouted.error);
+            unrouted.reason
+        })?;
         client = routed.downstream;
         upstream = routed.upstream;
         known.name = routed.name;
@@ -203,11 +212,12 @@ impl Ledger {
         }
     }
 
-    fn note_proxy_error(&self, listener: ListenerId, error: Option<ProxyError>) {
+    /// What is wrong with what a client sent before it was served.
+    fn note_opening_error(&self, listener: ListenerId, error: Option<&'static str>) {
         if let Some(error) = error {
             let mut metrics = self.metrics.borrow_mut();
-            let errors = &mut metrics.listener(listener).proxy_errors_total;
-            *errors.entry(error.as_str()).or_default() += 1;
+            let errors = &mut metrics.listener(listener).opening_errors_total;
+            *errors.entry(error).or_default() += 1;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 
-use crate::balance::{Part, Random, Split, SplitBy, hash_address};
+use crate::balance::{Part, Split, SplitBy, hash_address};
 use crate::units::{CoreId, UpstreamId};
 
 /// Where a listener's sessions go; the same for all cores.
@@ -33,8 +33,8 @@ impl Way {
         match target {
             Target::One(upstream) => Way::One(*upstream),
             Target::Split { by, parts, seed } => {
-                let seed = Random::new(seed.wrapping_add(u64::from(core.0))).next_u64();
-                let split = Split::new(*by, parts, seed).expect("checked by the configuration");
+                let split = Split::new(*by, parts, *seed, usize::from(core.0));
+                let split = split.expect("checked by the configuration");
                 Way::Split(RefCell::new(split))
             }
         }

@@ -290,6 +290,48 @@ fn case_42_without_a_server_a_session_is_closed_or_held_or_goes_to_the_fallback(
 }
 
 #[test]
+fn who_waits_for_a_place_goes_to_the_fallback_when_the_last_server_goes_down() {
+    for on_no_server in ["reset", "hold"] {
+        let full = Server::echo().start().unwrap();
+        let sorry = Server::echo().start().unwrap();
+        let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut check = check("tcp");
+        check["port"] = gate.local_addr().unwrap().port().into();
+        let server = json!({ "address": full.address().to_string(), "max_connections": 1 });
+        let config = Config::to([full.address()])
+            .set("workers", 1)
+            .set("upstreams.app.servers", json!([server]))
+            .set("upstreams.app.check", check)
+            .set("upstreams.app.on_no_server", on_no_server)
+            .set(
+                "upstreams.app.queue",
+                json!({ "max": 10, "timeout": "20s" }),
+            )
+            .set("upstreams.app.fallback", "sorry")
+            .set(
+                "upstreams.sorry",
+                json!({ "servers": [sorry.address().to_string()] }),
+            );
+        let proxy = Proxy::start(&config);
+        let mut holder = connect(proxy.address());
+        holder.write_all(b"x").unwrap();
+        expect_bytes(&mut holder, b"x");
+        let mut waiting = connect(proxy.address());
+        wait_until("one waits", || {
+            proxy.metrics().sum("corelay_upstream_queued") == 1.0
+        });
+        drop(gate);
+        waiting.write_all(b"y").unwrap();
+        expect_bytes(&mut waiting, b"y");
+        // And whoever comes later.
+        echo_once(proxy.address());
+        assert_eq!(sorry.stats().accepted, 2, "{on_no_server}");
+        drop((holder, waiting));
+        proxy.finish();
+    }
+}
+
+#[test]
 fn a_server_that_came_back_starts_slowly() {
     let on = |host| SocketAddr::from(([127, 0, 0, host], 0));
     let servers = [1, 2].map(|host| Server::echo().listen(on(host)).start().unwrap());

@@ -163,9 +163,9 @@ fn cases_52_and_53_a_bad_header_is_refused_and_nobody_is_contacted() {
     }
     let page = proxy.get("/metrics").body;
     for (_, error) in headers {
-        let seen = page.lines().any(|line| {
-            line.starts_with("corelay_proxy_header_errors_total") && line.contains(error)
-        });
+        let seen = page
+            .lines()
+            .any(|line| line.starts_with("corelay_opening_errors_total") && line.contains(error));
         assert!(seen, "{error} is not counted");
     }
     // Cut short, and a connection without a byte.

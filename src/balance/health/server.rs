@@ -253,8 +253,10 @@ impl Server {
             return None;
         }
         if to.takes_connections() && !from.takes_connections() {
-            // Time set aside or down is no service.
+            // Time set aside or down is no service, and what failed before is over.
             self.good_since_us = at_us;
+            self.connect_failures = 0;
+            self.early_resets = 0;
         }
         self.reason = reason;
         self.since_us = at_us;

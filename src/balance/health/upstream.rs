@@ -109,7 +109,8 @@ impl UpstreamHealth {
         server.make_room(now_us, &mut self.ejections)
     }
 
-    fn available(&self) -> usize {
+    /// Servers that take connections now.
+    pub fn available(&self) -> usize {
         self.servers
             .values()
             .filter(|server| server.status().takes_connections())

@@ -14,13 +14,13 @@ fn parts(weights: &[u16]) -> Vec<Part> {
 }
 
 fn split(by: SplitBy, weights: &[u16]) -> Split {
-    Split::new(by, &parts(weights), 42).expect("a weight")
+    Split::new(by, &parts(weights), 42, 0).expect("a weight")
 }
 
 #[test]
 fn without_a_weight_there_is_no_split() {
-    assert!(Split::new(SplitBy::Random, &parts(&[0, 0]), 1).is_none());
-    assert!(Split::new(SplitBy::Source, &[], 1).is_none());
+    assert!(Split::new(SplitBy::Random, &parts(&[0, 0]), 1, 0).is_none());
+    assert!(Split::new(SplitBy::Source, &[], 1, 0).is_none());
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn both_split_by_weight_and_weight_0_gets_nothing() {
 #[test]
 fn random_ignores_the_hash_and_follows_the_seed() {
     let drawn = |hash: u64, seed: u64| -> Vec<u16> {
-        let mut split = Split::new(SplitBy::Random, &parts(&[1, 1]), seed).expect("weights");
+        let mut split = Split::new(SplitBy::Random, &parts(&[1, 1]), seed, 0).expect("weights");
         (0..64).map(|_| split.pick(hash).0).collect()
     };
     assert_eq!(drawn(1, 7), drawn(2, 7));

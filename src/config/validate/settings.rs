@@ -1,6 +1,5 @@
 //! The sections that stand by themselves: workers, buffers, timeouts, tcp, log, a listener's accept.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -249,7 +248,9 @@ pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept>
     });
     let fast_open = section
         .get("fast_open")
-        .and_then(|at| number_or_off(report, at, &FAST_OPEN));
+        .and_then(|at| report.number_or_off(at, &FAST_OPEN))
+        .flatten()
+        .map(|queue| u32::try_from(queue).expect("within FAST_OPEN"));
     let handoff = section
         .get("handoff")
         .and_then(|at| report.choice(at, &HANDOFFS));
@@ -259,19 +260,6 @@ pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept>
         fast_open,
         handoff: handoff.unwrap_or(DEFAULT_ACCEPT.handoff),
     })
-}
-
-/// `None` for `off`, and where a problem was noted.
-fn number_or_off(
-    report: &mut Report<'_>,
-    at: &Cursor<'_>,
-    range: &RangeInclusive<u64>,
-) -> Option<u32> {
-    if report.text(at)? == OFF {
-        return None;
-    }
-    let number = report.number(at, range)?;
-    Some(u32::try_from(number).expect("within the range"))
 }
 
 pub(super) fn log(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Log> {

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::probe::{Probe, Progress};
-use super::schedule::{Draws, Schedule};
+use super::schedule::Schedule;
 use super::{Command, Shared};
+use crate::balance::Random;
 use crate::balance::health::{CheckOutcome, CheckResult};
 use crate::sys::poll::{PollFd, poll};
 use crate::sys::{clock, event};
@@ -32,7 +33,7 @@ pub(super) struct Engine<R> {
     schedule: Schedule,
     running: Vec<Running>,
     in_flight_max: usize,
-    draws: Draws,
+    random: Random,
     report: R,
     /// When the time was last looked at by [`Engine::forgive`].
     seen_us: u64,
@@ -40,13 +41,13 @@ pub(super) struct Engine<R> {
 
 impl<R: FnMut(ServerId, CheckResult)> Engine<R> {
     pub(super) fn new(shared: Arc<Shared>, in_flight_max: usize, seed: u64, report: R) -> Self {
-        let mut draws = Draws(seed);
+        let mut random = Random::new(seed);
         Self {
             shared,
-            schedule: Schedule::new(draws.draw()),
+            schedule: Schedule::new(random.next_u64()),
             running: Vec::new(),
             in_flight_max: in_flight_max.max(1),
-            draws,
+            random,
             report,
             seen_us: clock::now_us(),
         }
@@ -96,7 +97,7 @@ impl<R: FnMut(ServerId, CheckResult)> Engine<R> {
             }
             let due = self.schedule.take_due(now_us).expect("one is due");
             let server = due.server;
-            match Probe::start(due.address, due.check, &mut self.draws, now_us) {
+            match Probe::start(due.address, due.check, &mut self.random, now_us) {
                 Err(outcome) => self.told(server, outcome, now_us),
                 Ok(mut probe) => {
                     if probe.is_connecting() || self.advance(server, &mut probe) {

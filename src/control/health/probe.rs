@@ -17,8 +17,8 @@ use socket2::Socket;
 
 use super::answer::{Answer, Verdict};
 use super::hello::client_hello;
-use super::schedule::Draws;
 use super::spec::{CheckKind, CheckSpec};
+use crate::balance::Random;
 use crate::balance::health::{CheckFailure, CheckOutcome, LocalFault};
 use crate::sys::socket::{self, ConnectError, Connecting, Options, Target, ThirdSegment};
 use crate::sys::source::Refused;
@@ -71,10 +71,10 @@ impl Probe {
     pub(super) fn start(
         address: Address,
         check: Arc<CheckSpec>,
-        draws: &mut Draws,
+        random: &mut Random,
         now_us: u64,
     ) -> Result<Self, CheckOutcome> {
-        let request = request(&check.kind, draws);
+        let request = request(&check.kind, random);
         // Without bytes to carry it, the ACK must not be kept back from a server that is to speak first.
         let third = match check.kind {
             CheckKind::Exchange { .. } if request.is_empty() => ThirdSegment::Ack,
@@ -244,7 +244,7 @@ impl Drop for Probe {
 }
 
 /// The bytes to send.
-fn request(kind: &CheckKind, draws: &mut Draws) -> Vec<u8> {
+fn request(kind: &CheckKind, random: &mut Random) -> Vec<u8> {
     match kind {
         CheckKind::Tcp => Vec::new(),
         CheckKind::Exchange { send, .. } => send.clone(),
@@ -253,11 +253,11 @@ fn request(kind: &CheckKind, draws: &mut Draws) -> Vec<u8> {
         )
         .into_bytes(),
         CheckKind::Tls { server_name } => {
-            let mut random = [0; 32];
-            for word in random.chunks_exact_mut(8) {
-                word.copy_from_slice(&draws.draw().to_ne_bytes());
+            let mut bytes = [0; 32];
+            for word in bytes.chunks_exact_mut(8) {
+                word.copy_from_slice(&random.next_u64().to_ne_bytes());
             }
-            client_hello(server_name.as_deref(), random)
+            client_hello(server_name.as_deref(), bytes)
         }
     }
 }

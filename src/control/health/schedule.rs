@@ -9,24 +9,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::spec::{CheckSpec, Target};
+use crate::balance::Random;
 use crate::units::{Address, ServerId};
 
 /// Between the first checks of two servers.
 const FIRST_SPACING_US: u64 = 10_000;
-
-/// Random enough to spread checks; nothing secret hangs on it (splitmix64).
-#[derive(Clone, Debug)]
-pub(super) struct Draws(pub(super) u64);
-
-impl Draws {
-    pub(super) fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
 
 /// A check to make now.
 #[derive(Debug)]
@@ -52,7 +39,7 @@ pub(super) struct Schedule {
     entries: HashMap<ServerId, Entry>,
     /// The `due_us` of every entry that has one.
     queue: BTreeSet<(u64, ServerId)>,
-    draws: Draws,
+    random: Random,
 }
 
 impl Schedule {
@@ -60,7 +47,7 @@ impl Schedule {
         Self {
             entries: HashMap::new(),
             queue: BTreeSet::new(),
-            draws: Draws(seed),
+            random: Random::new(seed),
         }
     }
 
@@ -128,7 +115,7 @@ impl Schedule {
             return;
         };
         let pace = entry.target.check.pace;
-        let delay_us = pace.delay_us(entry.is_fast, self.draws.draw());
+        let delay_us = pace.delay_us(entry.is_fast, self.random.next_u64());
         let began_us = entry.began_us.expect("it ran");
         let due_us = (began_us + delay_us).max(now_us);
         let before = entry.due_us.replace(due_us);
@@ -148,7 +135,11 @@ impl Schedule {
         let (Some(began_us), Some(due_us)) = (entry.began_us, entry.due_us) else {
             return;
         };
-        let delay_us = entry.target.check.pace.delay_us(true, self.draws.draw());
+        let delay_us = entry
+            .target
+            .check
+            .pace
+            .delay_us(true, self.random.next_u64());
         let sooner_us = (began_us + delay_us).max(now_us);
         if sooner_us < due_us {
             entry.due_us = Some(sooner_us);

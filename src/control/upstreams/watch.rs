@@ -1,5 +1,6 @@
 //! The thread that hears of servers, judges them, and tells the cores.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,7 +62,13 @@ impl Watch<'_> {
                 },
             )?)
         };
+        let upstream_of = self.pools.iter().enumerate().flat_map(|(index, pool)| {
+            let servers = pool.servers.iter();
+            servers.map(move |(candidate, _)| (candidate.id, index))
+        });
         let watcher = Watcher {
+            upstream_of: upstream_of.collect(),
+            deadline_us: None,
             groups,
             cores: self.cores,
             checker,
@@ -130,6 +137,10 @@ struct Watcher {
     cores: Arc<[Sender<Message>]>,
     checker: Option<Checker>,
     standings: Standings,
+    /// The place of each server's upstream in `groups`.
+    upstream_of: HashMap<ServerId, usize>,
+    /// When something is to be done although nothing is heard.
+    deadline_us: Option<u64>,
     /// Servers that are down whose sessions are reset at this time.
     overdue: Vec<(u64, ServerId)>,
 }
@@ -137,7 +148,7 @@ struct Watcher {
 impl Watcher {
     fn run(mut self, heard: &mpsc::Receiver<Heard>) {
         loop {
-            let event = match self.next_deadline_us() {
+            let event = match self.deadline_us {
                 None => heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(at_us) => {
                     let left = at_us.saturating_sub(clock::now_us());
@@ -160,7 +171,12 @@ impl Watcher {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.expire();
+            if self
+                .deadline_us
+                .is_some_and(|at_us| at_us <= clock::now_us())
+            {
+                self.expire();
+            }
         }
     }
 
@@ -172,12 +188,9 @@ impl Watcher {
             .min()
     }
 
+    /// Its upstream; `None` for a server that is in no pool any more.
     fn group_of(&self, server: ServerId) -> Option<usize> {
-        let holds = |group: &Group| {
-            let mut servers = group.pool.servers.iter();
-            servers.any(|(candidate, _)| candidate.id == server)
-        };
-        self.groups.iter().position(holds)
+        self.upstream_of.get(&server).copied()
     }
 
     fn checked(&mut self, server: ServerId, result: CheckResult) {
@@ -197,6 +210,7 @@ impl Watcher {
         }
     }
 
+    /// Does what is due.
     fn expire(&mut self) {
         let now_us = clock::now_us();
         for index in 0..self.groups.len() {
@@ -209,6 +223,7 @@ impl Watcher {
         for (_, server) in due {
             self.end_sessions(server);
         }
+        self.deadline_us = self.next_deadline_us();
     }
 
     /// Tells everybody: the log, the admin listener, the cores.
@@ -220,22 +235,29 @@ impl Watcher {
             self.log(index, transition);
             self.note_transition(index, transition);
         }
-        let group = &mut self.groups[index];
-        group.pool = Arc::new(changed(group, transitions));
-        for core in self.cores.iter() {
-            core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
+        let changes = |it: &Transition| it.from.takes_connections() != it.to.takes_connections();
+        if transitions.iter().any(changes) {
+            let group = &mut self.groups[index];
+            group.pool = Arc::new(changed(group, transitions));
+            for core in self.cores.iter() {
+                core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
+            }
         }
         for transition in transitions {
             self.act_on_down(index, transition);
         }
+        // Only a transition sets or ends an ejection or a drain.
+        self.deadline_us = self.next_deadline_us();
     }
 
     /// What becomes of the sessions of a server whose checks found it down. An ejection is a guess,
     /// and ends nobody's session.
     fn act_on_down(&mut self, index: usize, transition: &Transition) {
         let Transition { server, to, .. } = *transition;
-        if to.takes_connections() {
+        // An ejection that shows when the checks pass again is a guess, and ends nobody's session either.
+        if to.takes_connections() || to == Status::Ejected {
             self.overdue.retain(|(_, waiting)| *waiting != server);
+            self.set_ending(index, server, false);
         }
         if to != Status::Down {
             return;
@@ -251,7 +273,17 @@ impl Watcher {
         }
     }
 
+    fn set_ending(&self, index: usize, server: ServerId, ends: bool) {
+        let mut servers = self.groups[index].pool.servers.iter();
+        if let Some((_, shared)) = servers.find(|(candidate, _)| candidate.id == server) {
+            shared.end_sessions(ends);
+        }
+    }
+
     fn end_sessions(&self, server: ServerId) {
+        if let Some(index) = self.group_of(server) {
+            self.set_ending(index, server, true);
+        }
         for core in self.cores.iter() {
             core.send(Message::EndSessions(server));
         }
@@ -262,40 +294,35 @@ impl Watcher {
         let address = address_of(group, transition.server);
         let (from, to) = (transition.from.as_str(), transition.to.as_str());
         let reason = described(transition.reason);
-        let available = group.pool.servers.len() - count_away(group);
+        let available = group.health.available();
         let upstream = &group.name;
-        match (
+        let what = match (
             transition.from.takes_connections(),
             transition.to.takes_connections(),
         ) {
-            (true, false) => tracing::warn!(
-                upstream,
-                server = address,
-                from,
-                to,
-                reason,
-                available,
-                "a server gets no new sessions"
-            ),
-            (false, true) => tracing::warn!(
-                upstream,
-                server = address,
-                from,
-                to,
-                reason,
-                available,
-                "a server gets new sessions again"
-            ),
-            _ => tracing::info!(
-                upstream,
-                server = address,
-                from,
-                to,
-                reason,
-                available,
-                "a server's checks disagree"
-            ),
-        }
+            (true, false) => "a server gets no new sessions",
+            (false, true) => "a server gets new sessions again",
+            _ => {
+                return tracing::info!(
+                    upstream,
+                    server = address,
+                    from,
+                    to,
+                    reason,
+                    available,
+                    "a server's last check was unlike those before"
+                );
+            }
+        };
+        tracing::warn!(
+            upstream,
+            server = address,
+            from,
+            to,
+            reason,
+            available,
+            "{what}"
+        );
     }
 
     fn note_check(&self, server: ServerId, result: &CheckResult) {
@@ -361,11 +388,6 @@ fn changed(group: &Group, transitions: &[Transition]) -> Pool {
         }
     }
     Pool { servers }
-}
-
-fn count_away(group: &Group) -> usize {
-    let states = group.health.states();
-    states.filter(|(_, state)| !state.up).count()
 }
 
 fn address_of(group: &Group, server: ServerId) -> String {

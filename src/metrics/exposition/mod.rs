@@ -26,7 +26,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     process::process(&mut page, scrape);
     traffic::sessions(&mut page, scrape, &labels);
     traffic::listeners(&mut page, scrape, &labels);
-    traffic::proxy_errors(&mut page, scrape, &labels);
+    traffic::opening_errors(&mut page, scrape, &labels);
     traffic::upstreams(&mut page, scrape, &labels);
     traffic::servers(&mut page, scrape, &labels);
     health::health(&mut page, scrape, &labels);

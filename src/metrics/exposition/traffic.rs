@@ -89,14 +89,14 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     );
 }
 
-pub(super) fn proxy_errors(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
+pub(super) fn opening_errors(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     page.counter(
-        "corelay_proxy_header_errors_total",
-        "PROXY headers that were refused, by what was wrong with them.",
+        "corelay_opening_errors_total",
+        "PROXY headers, ClientHellos and HTTP requests that were refused, by what was wrong with them.",
     );
     for core in scrape.cores {
         for (listener, name) in core.listeners.iter().zip(&labels.listeners) {
-            let errors: BTreeMap<_, _> = listener.proxy_errors_total.iter().collect();
+            let errors: BTreeMap<_, _> = listener.opening_errors_total.iter().collect();
             for (error, count) in errors {
                 let pairs = format!("core=\"{}\",{name},error=\"{error}\"", core.core);
                 page.sample(&pairs, count);
