@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::core::Signal;
 use crate::core::readiness::{self, Readiness};
 use crate::outcome::Cause;
-use crate::sys::socket::{self, ConnectError, Connecting, Options, Peer, Target, ThirdSegment};
+use crate::sys::socket::{
+    self, ConnectError, Connecting, Fault, Options, Peer, Target, ThirdSegment,
+};
 use crate::units::Address;
 
 /// How often a pending attempt looks whether anybody still waits for it.
@@ -116,28 +118,15 @@ fn judge(error: ConnectError) -> DialError {
     }
 }
 
-/// What a connection error means for the session. See connect(2), tcp(7), unix(7).
+/// What a connection error means for the session.
 fn classify(error: io::Error) -> DialError {
-    match error.raw_os_error() {
-        // Nobody listens; or a unix path that is not there, or whose backlog is full (EAGAIN).
-        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOENT | libc::EAGAIN) => {
-            DialError::Server(Cause::Refused)
-        }
-        Some(libc::ETIMEDOUT) => DialError::Server(Cause::ConnectTimeout),
-        // A prohibit route says EACCES, a filter EPERM.
-        Some(
-            libc::EHOSTUNREACH
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::ENETDOWN
-            | libc::EACCES
-            | libc::EPERM,
-        ) => DialError::Server(Cause::Unreachable),
+    match socket::fault(&error) {
+        Fault::Refused => DialError::Server(Cause::Refused),
+        Fault::Timeout => DialError::Server(Cause::ConnectTimeout),
+        Fault::Unreachable => DialError::Server(Cause::Unreachable),
         // Ports are counted per destination: another server may still have some.
-        Some(libc::EADDRNOTAVAIL) => DialError::Server(Cause::LocalPorts),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-            DialError::Local(Cause::LocalResources)
-        }
-        _ => DialError::Server(Cause::SocketError),
+        Fault::Ports => DialError::Server(Cause::LocalPorts),
+        Fault::Resources => DialError::Local(Cause::LocalResources),
+        Fault::Other => DialError::Server(Cause::SocketError),
     }
 }

@@ -10,9 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use corelay::balance::health::{CheckOutcome, CheckResult, LocalFault, Pace};
-use corelay::control::health::{
-    CheckAt, CheckKind, CheckSpec, Checker, Expect, Options, StatusSet, Target,
-};
+use corelay::control::health::{CheckAt, CheckKind, CheckSpec, Checker, Expect, Options, Target};
 use corelay::units::{Address, ServerId};
 use socket2::SockRef;
 
@@ -44,7 +42,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn kinds() -> Vec<CheckKind> {
-    let status = StatusSet::new(vec![200..=299]);
+    let status = vec![200..=299];
     vec![
         CheckKind::Tcp,
         CheckKind::Exchange {

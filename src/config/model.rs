@@ -445,40 +445,48 @@ pub struct Check {
     pub port: Option<u16>,
 }
 
-/// What is asked, and what is an answer.
+/// What is asked, and what counts as an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
-    /// The handshake alone.
+    /// The handshake alone. A server that accepts and closes at once passes: its kernel did answer.
+    ///
+    /// It is ended by RST before the ACK that would complete it, so that the server's process
+    /// never hears of it, and a full accept queue fails the check (the kernel drops the SYN). A unix
+    /// socket's server sees a connection that ends at once.
     Tcp,
-    /// Bytes there, bytes back.
+    /// Bytes to send, if any, and bytes to get back.
     Exchange {
-        /// Sent first; may be empty.
+        /// Sent first; may be empty where the server speaks first.
         send: Vec<u8>,
         /// What must come back.
         expect: Expect,
     },
-    /// An HTTP request.
+    /// `GET path` over HTTP/1.1. Only the final status line is read.
     Http {
-        /// Of the GET.
+        /// Begins with `/`; no spaces, no control characters.
         path: String,
-        /// For the Host header.
+        /// For the `Host` header; no control characters.
         host: String,
         /// What passes.
         status: Vec<RangeInclusive<u16>>,
     },
-    /// A TLS handshake as far as the ServerHello.
+    /// A ClientHello for TLS 1.2 or 1.3; a ServerHello (HelloRetryRequest is one) passes.
+    ///
+    /// A fatal alert fails: the hello offers what every common client offers, so that a server that
+    /// turns it down turns clients down. A server that needs a name to answer needs `server_name`.
     Tls {
-        /// For SNI.
+        /// For SNI; a host name in ASCII, never an IP address.
         server_name: Option<String>,
     },
 }
 
-/// Which bytes must come back.
+/// Which bytes must come back. At least one byte must, whatever is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// These first.
+    /// These first. The usual choice (`+PONG`, `220 `, `SSH-2.0-`): a wrong answer is known at its
+    /// first wrong byte, and an error page that happens to hold the word does not pass.
     Prefix(Vec<u8>),
-    /// These somewhere.
+    /// These somewhere, within 64 KiB (`role:master`).
     Contains(Vec<u8>),
 }
 

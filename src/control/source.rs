@@ -188,6 +188,10 @@ fn explain(source: &model::Source, Refused { step, error }: &Refused) -> (String
             format!("address: this host does not have {ip}"),
             "write addresses that `ip address` shows, or add it with `ip address add`".to_owned(),
         ),
+        (Step::Socket, _) => (
+            format!("no socket to try it on: {error}"),
+            "raise the limit on open files (LimitNOFILE, ulimit -n)".to_owned(),
+        ),
         (step, _) => (
             format!("{}: {error}", key(*step)),
             "run `corelay doctor`, or remove the key".to_owned(),
@@ -197,6 +201,7 @@ fn explain(source: &model::Source, Refused { step, error }: &Refused) -> (String
 
 fn key(step: Step) -> String {
     match step {
+        Step::Socket => "a socket to try it on".to_owned(),
         Step::Mark => "mark".to_owned(),
         Step::Interface => "interface".to_owned(),
         Step::Congestion => "congestion".to_owned(),

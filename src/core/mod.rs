@@ -138,9 +138,8 @@ fn next_timer_ms() -> Option<u64> {
 
 /// Completes after `duration` on the core's own clock, never early, at most one tick late.
 pub fn sleep(duration: Duration) -> Sleep {
-    let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4);
     Sleep {
-        deadline_us: clock::now_us().saturating_add(us),
+        deadline_us: clock::now_us().saturating_add(clock::micros(duration)),
         timer: None,
     }
 }

@@ -137,6 +137,43 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<SocketAdd
     Ok((socket, address.as_socket()))
 }
 
+/// Why a connection cannot be made, or does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nobody listens (ECONNREFUSED, ECONNRESET), a unix path is not there (ENOENT), or its backlog is full
+    /// (EAGAIN).
+    Refused,
+    /// No answer (ETIMEDOUT).
+    Timeout,
+    /// No way there. A prohibit route says EACCES, a filter EPERM.
+    Unreachable,
+    /// Ours: no local port is left for the destination (EADDRNOTAVAIL).
+    Ports,
+    /// Ours: no descriptor or memory (EMFILE, ENFILE, ENOMEM, ENOBUFS).
+    Resources,
+    /// None of these.
+    Other,
+}
+
+/// What an error of a socket means. See connect(2), tcp(7), unix(7).
+pub fn fault(error: &io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOENT | libc::EAGAIN) => Fault::Refused,
+        Some(libc::ETIMEDOUT) => Fault::Timeout,
+        Some(
+            libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENETDOWN
+            | libc::EACCES
+            | libc::EPERM,
+        ) => Fault::Unreachable,
+        Some(libc::EADDRNOTAVAIL) => Fault::Ports,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => Fault::Resources,
+        _ => Fault::Other,
+    }
+}
+
 /// How a connection attempt stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connecting {

@@ -19,6 +19,8 @@ use super::socket::set_option;
 /// One of the things that are asked of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// socket(2), to try the others on.
+    Socket,
     /// SO_MARK.
     Mark,
     /// SO_BINDTODEVICE.
@@ -129,7 +131,7 @@ impl Source {
     pub fn try_out(&self, is_ipv4: bool) -> Result<(), Refused> {
         let scratch = || {
             scratch(is_ipv4).map_err(|error| Refused {
-                step: Step::Dscp,
+                step: Step::Socket,
                 error,
             })
         };

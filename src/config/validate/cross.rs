@@ -8,7 +8,8 @@ use super::source;
 use super::target::{NameDraft, TargetDraft, check_references};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
-    DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP, DEFAULT_TIMEOUTS, ZERO_COPY_MIN_BYTES,
+    DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP,
+    DEFAULT_TIMEOUTS, DEFAULT_UNIX_MODE, DEFAULT_UPSTREAM, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
     Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Route, Server,
@@ -65,7 +66,58 @@ pub(super) struct ServerDraft {
     pub(super) max_connections: Option<u32>,
 }
 
+impl UpstreamDraft {
+    /// With every default.
+    pub(super) fn plain(name: String, place: Place, servers: Vec<ServerDraft>) -> Self {
+        Self {
+            name,
+            place,
+            policy: DEFAULT_UPSTREAM,
+            check: None,
+            check_place: None,
+            fallback: None,
+            source: None,
+            servers,
+        }
+    }
+}
+
+impl ServerDraft {
+    /// With every default.
+    pub(super) fn plain(address: Option<ServerAddress>, place: Place) -> Self {
+        Self {
+            address,
+            place,
+            weight: DEFAULT_WEIGHT,
+            backup: false,
+            max_connections: None,
+        }
+    }
+}
+
 impl ListenerDraft {
+    /// With every default.
+    pub(super) fn plain(
+        name: String,
+        bind: Option<Address>,
+        bind_place: Place,
+        target: TargetDraft,
+    ) -> Self {
+        Self {
+            name,
+            bind,
+            bind_place,
+            target: Some(target),
+            backlog: DEFAULT_BACKLOG,
+            unix_mode: DEFAULT_UNIX_MODE,
+            defer_connect: None,
+            accept: DEFAULT_ACCEPT,
+            proxy_protocol: None,
+            route: None,
+            policy: ListenerPolicy::default(),
+        }
+    }
+
     /// Every upstream that its sessions may go to, fallbacks aside.
     pub(super) fn upstreams(&self) -> Vec<&String> {
         let targets = self.target.iter().flat_map(TargetDraft::names);

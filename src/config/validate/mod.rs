@@ -28,17 +28,13 @@ pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::BALANCES;
 
 use super::address;
-use super::limits::{
-    DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_UNIX_MODE, DEFAULT_UPSTREAM, DEFAULT_WEIGHT,
-    LISTENERS_MAX,
-};
+use super::limits::LISTENERS_MAX;
 use super::model::{Config, ServerAddress};
 use super::raw::{Node, Value};
 use super::read::{Cursor, Finding, Place, Report};
 use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 use listeners::{LISTENER_KEYS, listeners};
-use policy::ListenerPolicy;
 use target::TargetDraft;
 use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
@@ -131,41 +127,15 @@ pub(super) fn validate_relay(
     for server in to {
         let place = argument("--to");
         let address = parse_server(&mut report, &place, server);
-        servers.push(ServerDraft {
-            address,
-            place,
-            weight: DEFAULT_WEIGHT,
-            backup: false,
-            max_connections: None,
-        });
+        servers.push(ServerDraft::plain(address, place));
     }
     if to.is_empty() {
         report.add(argument("--to"), "there is no server", "add --to HOST:PORT");
     }
     let admin = admin.and_then(|admin| parse_admin(&mut report, argument("--admin"), admin));
-    let listener = ListenerDraft {
-        name: "relay".to_owned(),
-        bind,
-        bind_place: listen_place.clone(),
-        target: Some(TargetDraft::one("relay".to_owned(), listen_place)),
-        backlog: DEFAULT_BACKLOG,
-        unix_mode: DEFAULT_UNIX_MODE,
-        defer_connect: None,
-        accept: DEFAULT_ACCEPT,
-        proxy_protocol: None,
-        route: None,
-        policy: ListenerPolicy::default(),
-    };
-    let upstream = UpstreamDraft {
-        name: "relay".to_owned(),
-        place: argument("--to"),
-        policy: DEFAULT_UPSTREAM,
-        check: None,
-        check_place: None,
-        fallback: None,
-        source: None,
-        servers,
-    };
+    let target = TargetDraft::one("relay".to_owned(), listen_place.clone());
+    let listener = ListenerDraft::plain("relay".to_owned(), bind, listen_place, target);
+    let upstream = UpstreamDraft::plain("relay".to_owned(), argument("--to"), servers);
     let draft = Draft {
         listeners: vec![listener],
         upstreams: vec![upstream],
@@ -258,30 +228,12 @@ fn compact(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
         let listen_place = listen.map_or_else(|| item.place(), Cursor::place);
         let forward = section.require(report, "forward", "forward: [127.0.0.1:9090]");
         let forward_place = forward.map_or_else(|| item.place(), Cursor::place);
-        draft.listeners.push(ListenerDraft {
-            name,
-            bind,
-            bind_place: listen_place,
-            target: Some(TargetDraft::one(upstream.clone(), forward_place.clone())),
-            backlog: DEFAULT_BACKLOG,
-            unix_mode: DEFAULT_UNIX_MODE,
-            defer_connect: None,
-            accept: DEFAULT_ACCEPT,
-            proxy_protocol: None,
-            route: None,
-            policy: ListenerPolicy::default(),
-        });
+        let target = TargetDraft::one(upstream.clone(), forward_place.clone());
+        let listener = ListenerDraft::plain(name, bind, listen_place, target);
+        draft.listeners.push(listener);
         let servers = forward.map_or_else(Vec::new, |at| servers(report, at));
-        draft.upstreams.push(UpstreamDraft {
-            name: upstream,
-            place: forward_place,
-            policy: DEFAULT_UPSTREAM,
-            check: None,
-            check_place: None,
-            fallback: None,
-            source: None,
-            servers,
-        });
+        let upstream = UpstreamDraft::plain(upstream, forward_place, servers);
+        draft.upstreams.push(upstream);
     }
     Some(draft)
 }

@@ -5,8 +5,8 @@ use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::source::source;
 use super::{parse_server, proxy, within};
 use crate::config::limits::{
-    DEFAULT_UPSTREAM, DEFAULT_WEIGHT, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
-    SERVERS_MAX, TIMEOUT, WEIGHT,
+    DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES, SERVERS_MAX, TIMEOUT,
+    WEIGHT,
 };
 use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
 use crate::config::raw::Value;
@@ -189,13 +189,8 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
         let text = report.text(at)?;
         parse_server(report, &at.place(), &text)
     });
-    let mut draft = ServerDraft {
-        address,
-        place: address_at.unwrap_or_else(|| at.clone()).place(),
-        weight: DEFAULT_WEIGHT,
-        backup: false,
-        max_connections: None,
-    };
+    let place = address_at.unwrap_or_else(|| at.clone()).place();
+    let mut draft = ServerDraft::plain(address, place);
     let Some(section) = section else {
         return draft;
     };

@@ -35,7 +35,7 @@ use crate::balance::health::CheckResult;
 use crate::sys::event;
 use crate::units::ServerId;
 use engine::Engine;
-pub use spec::{CheckAt, CheckKind, CheckSpec, Expect, StatusSet, Target};
+pub use spec::{CheckAt, CheckKind, CheckSpec, Expect, Target};
 
 /// Bytes of an answer that are looked at.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;

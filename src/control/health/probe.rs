@@ -20,7 +20,7 @@ use super::hello::client_hello;
 use super::spec::{CheckKind, CheckSpec};
 use crate::balance::Random;
 use crate::balance::health::{CheckFailure, CheckOutcome, LocalFault};
-use crate::sys::socket::{self, ConnectError, Connecting, Options, Target, ThirdSegment};
+use crate::sys::socket::{self, ConnectError, Connecting, Fault, Options, Target, ThirdSegment};
 use crate::sys::source::Refused;
 use crate::units::Address;
 
@@ -278,17 +278,6 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
-/// What an error of a connect means, as for a session: see connect(2), tcp(7), unix(7).
-fn judge_connect(error: &io::Error) -> CheckOutcome {
-    match error.raw_os_error() {
-        // Nobody listens; or a unix path that is not there, or whose backlog is full (EAGAIN).
-        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOENT | libc::EAGAIN) => {
-            CheckOutcome::Failed(CheckFailure::Refused)
-        }
-        _ => judge_socket(error),
-    }
-}
-
 fn target<'a>(address: &'a Address, check: &'a CheckSpec) -> Target<'a> {
     let source = check.source.as_deref();
     let origin = match address {
@@ -310,27 +299,25 @@ fn judge_origin(refused: &Refused) -> CheckOutcome {
 fn judge_exchange(error: &io::Error) -> CheckOutcome {
     match error.raw_os_error() {
         Some(libc::ECONNRESET | libc::EPIPE) => CheckOutcome::Failed(CheckFailure::ClosedEarly),
-        _ => judge_socket(error),
+        _ => match judge_connect(error) {
+            // It did not refuse: the connection stood.
+            CheckOutcome::Failed(CheckFailure::Refused) => {
+                CheckOutcome::Failed(CheckFailure::SocketError)
+            }
+            outcome => outcome,
+        },
     }
 }
 
-fn judge_socket(error: &io::Error) -> CheckOutcome {
-    let failure = match error.raw_os_error() {
-        Some(libc::EADDRNOTAVAIL) => return CheckOutcome::NotMade(LocalFault::Ports),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-            return CheckOutcome::NotMade(LocalFault::Resources);
-        }
-        Some(libc::ETIMEDOUT) => CheckFailure::Timeout,
-        // A prohibit route says EACCES, a filter EPERM.
-        Some(
-            libc::EHOSTUNREACH
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::ENETDOWN
-            | libc::EACCES
-            | libc::EPERM,
-        ) => CheckFailure::Unreachable,
-        _ => CheckFailure::SocketError,
+/// What an error of a connect means, as for a session.
+fn judge_connect(error: &io::Error) -> CheckOutcome {
+    let failure = match socket::fault(error) {
+        Fault::Ports => return CheckOutcome::NotMade(LocalFault::Ports),
+        Fault::Resources => return CheckOutcome::NotMade(LocalFault::Resources),
+        Fault::Refused => CheckFailure::Refused,
+        Fault::Timeout => CheckFailure::Timeout,
+        Fault::Unreachable => CheckFailure::Unreachable,
+        Fault::Other => CheckFailure::SocketError,
     };
     CheckOutcome::Failed(failure)
 }

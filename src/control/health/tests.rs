@@ -47,7 +47,7 @@ fn http() -> CheckKind {
     CheckKind::Http {
         path: "/health?a=b".to_owned(),
         host: "app.example.org".to_owned(),
-        status: StatusSet::new(vec![200..=399]),
+        status: vec![200..=399],
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, CheckKind, Eject, Expect, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, Eject, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
 };
-use crate::control::health::{self, CheckAt, CheckSpec, StatusSet};
+use crate::control::health::{CheckAt, CheckSpec};
 use crate::mode::proxy::Told;
 use crate::sys::clock::micros;
 use crate::sys::source::Source;
@@ -75,7 +75,7 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
 /// How an upstream's servers are checked.
 pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
-        kind: kind(&check.kind),
+        kind: check.kind.clone(),
         at: check.port.map_or(CheckAt::Server, CheckAt::Port),
         pace: Pace {
             interval_us: micros(check.interval),
@@ -85,25 +85,4 @@ pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<Chec
         timeout_us: micros(check.timeout),
         source,
     })
-}
-
-fn kind(kind: &CheckKind) -> health::CheckKind {
-    match kind {
-        CheckKind::Tcp => health::CheckKind::Tcp,
-        CheckKind::Exchange { send, expect } => health::CheckKind::Exchange {
-            send: send.clone(),
-            expect: match expect {
-                Expect::Prefix(bytes) => health::Expect::Prefix(bytes.clone()),
-                Expect::Contains(bytes) => health::Expect::Contains(bytes.clone()),
-            },
-        },
-        CheckKind::Http { path, host, status } => health::CheckKind::Http {
-            path: path.clone(),
-            host: host.clone(),
-            status: StatusSet::new(status.clone()),
-        },
-        CheckKind::Tls { server_name } => health::CheckKind::Tls {
-            server_name: server_name.clone(),
-        },
-    }
 }
