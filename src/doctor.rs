@@ -177,7 +177,7 @@ impl Needs {
             .flat_map(|upstream| &upstream.servers);
         let is_tcp = |address: &ServerAddress| match address {
             ServerAddress::Known(address) => port(address).is_some(),
-            ServerAddress::Named { .. } => true,
+            ServerAddress::Named { .. } | ServerAddress::Service { .. } => true,
         };
         Self {
             cpus,

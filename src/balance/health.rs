@@ -188,15 +188,6 @@ pub struct Transition {
     pub at_us: u64,
 }
 
-/// What is said of a server.
-#[derive(Clone, Copy, Debug)]
-pub enum Heard {
-    /// By its check.
-    Checked(ServerId, CheckResult),
-    /// By a session.
-    Observed(ServerId, Observation),
-}
-
 /// What is known of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {

@@ -7,7 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use super::model::ServerAddress;
-use crate::units::{Address, HostPort, UnitError};
+use crate::units::{Address, HostPort, UnitError, UnitErrorKind, is_host_name};
+
+/// Stands before the name of a service.
+const SERVICE_PREFIX: &str = "srv:";
 
 /// An address that can be written but not used: the problem and the remedy.
 pub(super) type Unusable = (&'static str, &'static str);
@@ -15,10 +18,18 @@ pub(super) type Unusable = (&'static str, &'static str);
 impl FromStr for ServerAddress {
     type Err = UnitError;
 
-    /// `ip:port`, `[ip]:port`, `host:port` or `unix:/path`.
+    /// `ip:port`, `[ip]:port`, `host:port`, `unix:/path` or `srv:NAME`.
     fn from_str(text: &str) -> Result<Self, UnitError> {
         if text.starts_with("unix:") || text.parse::<SocketAddr>().is_ok() {
             return text.parse().map(ServerAddress::Known);
+        }
+        if let Some(name) = text.strip_prefix(SERVICE_PREFIX) {
+            if !is_host_name(name.strip_suffix('.').unwrap_or(name)) {
+                return Err(UnitError::new(text, UnitErrorKind::BadService));
+            }
+            return Ok(ServerAddress::Service {
+                name: name.to_owned(),
+            });
         }
         let HostPort { host, port } = text.parse()?;
         Ok(ServerAddress::Named { host, port })
@@ -31,6 +42,7 @@ impl fmt::Display for ServerAddress {
         match self {
             ServerAddress::Known(address) => write!(f, "{address}"),
             ServerAddress::Named { host, port } => write!(f, "{host}:{port}"),
+            ServerAddress::Service { name } => write!(f, "{SERVICE_PREFIX}{name}"),
         }
     }
 }
@@ -85,7 +97,9 @@ pub(super) fn check_server(address: &ServerAddress) -> Result<(), Unusable> {
             }
             Ok(())
         }
-        ServerAddress::Named { .. } | ServerAddress::Known(Address::Unix(_)) => Ok(()),
+        ServerAddress::Named { .. }
+        | ServerAddress::Service { .. }
+        | ServerAddress::Known(Address::Unix(_)) => Ok(()),
     }
 }
 
@@ -156,7 +170,11 @@ pub(super) fn is_loop(bind: &Address, server: &ServerAddress) -> bool {
                 && (bind.ip().is_loopback() || bind.ip().is_unspecified())
         }
         (Address::Unix(bind), ServerAddress::Known(Address::Unix(server))) => bind == server,
-        (Address::Tcp(_), ServerAddress::Known(Address::Unix(_))) | (Address::Unix(_), _) => false,
+        (
+            Address::Tcp(_),
+            ServerAddress::Known(Address::Unix(_)) | ServerAddress::Service { .. },
+        )
+        | (Address::Unix(_), _) => false,
     }
 }
 
@@ -178,14 +196,17 @@ pub(super) fn same_server(one: &ServerAddress, other: &ServerAddress) -> bool {
                 host: other,
                 port: other_port,
             },
-        ) => {
-            one_port == other_port
-                && one
-                    .trim_end_matches('.')
-                    .eq_ignore_ascii_case(other.trim_end_matches('.'))
+        ) => one_port == other_port && same_name(one, other),
+        (ServerAddress::Service { name: one }, ServerAddress::Service { name: other }) => {
+            same_name(one, other)
         }
         _ => one == other,
     }
+}
+
+fn same_name(one: &str, other: &str) -> bool {
+    let absolute = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    absolute(one) == absolute(other)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Eject, Handoff, Keepalive, Limits, Log,
-    LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay, Steer,
-    TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, Keepalive,
+    Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay,
+    Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -97,6 +97,24 @@ pub const DEFAULT_TCP: TcpOptions = TcpOptions {
     keepalive: Some(DEFAULT_KEEPALIVE),
     user_timeout: None,
 };
+
+/// Half a minute is what most records of changing servers live, and a burden for no name server. Two
+/// seconds are time enough for a name server's own questions.
+pub const DEFAULT_DNS: Dns = Dns {
+    nameservers: Vec::new(),
+    interval: Some(Duration::from_secs(30)),
+    timeout: Duration::from_secs(2),
+    family: Family::Both,
+};
+/// Between two looks at a name.
+pub const DNS_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+/// For an answer. A start waits for it, as often as there are name servers.
+pub const DNS_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(30);
+/// As many as anybody has; a name that none of them knows costs the timeout of each.
+pub const NAMESERVERS_MAX: usize = 8;
+/// Where name servers listen (RFC 1035 section 4.2).
+pub const DNS_PORT: u16 = 53;
 
 /// The default of `net.core.somaxconn` since Linux 5.4.
 pub const DEFAULT_BACKLOG: u32 = 4096;

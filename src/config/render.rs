@@ -3,6 +3,7 @@
 //!
 //! serde_yaml does the quoting; `$` is doubled so that loading does not expand it.
 
+mod dns;
 mod health;
 mod policy;
 mod proxy;
@@ -15,8 +16,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, Target, Upstream,
-    UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, ServerAddress, Target,
+    Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
@@ -34,6 +35,7 @@ pub fn render(config: &Config) -> String {
         tcp,
         listeners,
         upstreams,
+        dns,
         admin,
         log,
     } = config;
@@ -89,6 +91,7 @@ pub fn render(config: &Config) -> String {
             ),
         ),
     ];
+    root.push(("dns", dns::dns(dns)));
     if let Some(admin) = admin {
         root.push(("admin", mapping([("bind", text(admin.bind))])));
     }
@@ -282,15 +285,18 @@ fn render_server(server: &Server) -> Value {
         backup,
         max_connections,
     } = server;
-    mapping([
+    let mut entries = vec![
         ("address", text(address)),
-        ("weight", (*weight).into()),
         ("backup", (*backup).into()),
         (
             "max_connections",
             max_connections.map_or_else(|| text("off"), Value::from),
         ),
-    ])
+    ];
+    if !matches!(address, ServerAddress::Service { .. }) {
+        entries.insert(1, ("weight", (*weight).into()));
+    }
+    mapping(entries)
 }
 
 fn render_log(log: &Log) -> Value {

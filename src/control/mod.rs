@@ -11,6 +11,7 @@ pub mod admin;
 mod fds;
 pub mod gates;
 pub mod health;
+mod host;
 pub mod listen;
 mod modes;
 pub mod notify;
@@ -31,17 +32,16 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::config::model::{AccessLog, Listener, Mover, Workers};
+use crate::config::model::{AccessLog, Listener, Mover};
 use crate::core::mailbox::{self, Sender};
 use crate::log::{self, LogWriter, Target};
 use crate::metrics::{ListenerName, Names, ServerName};
 use crate::relay::RelayOptions;
 use crate::relay::bulk::{MoverChoice, Thresholds};
 use crate::ring::zero_copy::ZERO_COPY_MIN_BYTES;
-use crate::ring::{RingError, RingOptions, multishot};
-use crate::sys::limits::KernelVersion;
+use crate::ring::{RingOptions, multishot};
+use crate::sys::socket;
 use crate::sys::socket::Keepalive;
-use crate::sys::{affinity, limits, probe, socket};
 use crate::units::{Address, CoreId, ListenerId};
 use crate::worker::budget::FdBudget;
 use crate::worker::gate::Gate;
@@ -50,6 +50,7 @@ use crate::worker::servers::{Pool, UpstreamSettings};
 use crate::worker::{self, CoreSpec, Event, Message, Service, ServiceListener, StartError};
 use admin::Admin;
 use fds::FdPlan;
+use host::{check_host, check_zero_copy, choose_cpus, core_failed, out_of_fds};
 use listen::Bound;
 use scrape::CoreStats;
 
@@ -138,11 +139,16 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     } = listen::bind_all(config, &options, &cpus)?;
     listen::warn_of_accept_options(config, &cpus);
     let admin = bind_admin(config)?;
-    let names = names(config, &resolved);
-    let (access_log, producers) = start_access_log(config, &names, cpus.len())?;
-    let (results, heard) = mpsc::channel();
-    let pools = upstreams::first(config, &resolved, cpus.len(), &results);
-    let standings = upstreams::standings(resolved.servers.len());
+    let (news, heard) = mpsc::channel();
+    let making = upstreams::Making {
+        cores: cpus.len(),
+        news,
+    };
+    let (pools, roster) = upstreams::first(config, &resolved, &making);
+    let board = upstreams::Board::new(&pools, resolve::lookups(config));
+    let names = names(config);
+    let servers = board.lock().servers.clone();
+    let (access_log, producers) = start_access_log(config, &names, servers, cpus.len())?;
     let service = Arc::new(Service {
         listeners: listeners(config, gates, cpus.len()),
         ..service(config, options, fds.pipes_per_core, cpus.len())
@@ -170,16 +176,19 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         names,
         ring_features,
         access_log.monitor(),
-        Arc::clone(&standings),
+        board.clone(),
     ));
     let admin = serve_admin(admin, &stats)?;
     let watch = upstreams::Watch {
         config,
+        resolved: &resolved,
         pools,
+        roster,
+        making,
         cores: Arc::clone(&cores),
         heard,
-        results,
-        standings,
+        board,
+        log_names: access_log.namer(),
     };
     watch.start().map_err(out_of_fds)?;
     fds.limit_sessions(&budget)?;
@@ -277,95 +286,6 @@ impl Running {
     }
 }
 
-/// The features of this host's io_uring, or why it cannot be used.
-fn check_host() -> Result<Vec<(&'static str, bool)>, RunError> {
-    let features = probe::io_uring().map_err(|blocked| RunError::HostUnfit(blocked.to_string()))?;
-    if let Some(missing) = features
-        .iter()
-        .find(|feature| feature.needed && !feature.present)
-    {
-        return Err(RunError::HostUnfit(format!(
-            "io_uring lacks {} ({}), which Linux has since {}; nothing was started; run Linux {} or newer",
-            missing.name,
-            missing.purpose,
-            missing.since,
-            KernelVersion::MINIMUM
-        )));
-    }
-    Ok(features
-        .iter()
-        .map(|feature| (feature.name, feature.present))
-        .collect())
-}
-
-const _: () = assert!(ZERO_COPY_MIN_BYTES == crate::config::limits::ZERO_COPY_MIN_BYTES);
-
-/// Zero-copy sends need what no other part does; the message says how to do without.
-fn check_zero_copy(config: &Config, features: &[(&'static str, bool)]) -> Result<(), RunError> {
-    if config.relay.zero_copy_send && !features.contains(&("send_zc", true)) {
-        return Err(RunError::HostUnfit(
-            "relay.zero_copy_send needs SEND_ZC with usage reports, which Linux has since 6.2; nothing was started; run Linux 6.2 or newer, or set it to false".to_owned(),
-        ));
-    }
-    Ok(())
-}
-
-/// A core that could not start, in the words of the probe where the kernel refused a ring.
-fn core_failed(core: CoreId, error: StartError) -> RunError {
-    if let StartError::Ring(
-        RingError::Setup(source) | RingError::BufferRing(source) | RingError::Slab(source),
-    )
-    | StartError::Runtime(source) = &error
-        && let Some(errno) = source.raw_os_error()
-    {
-        let blocked = probe::classify(errno, &probe::Surroundings::read());
-        return RunError::HostUnfit(format!("core {core}: {blocked}"));
-    }
-    if let StartError::Ring(error @ RingError::FixedBuffers { bytes, .. }) = &error {
-        let limit = limits::locked_memory().map_or(0, |limit| limit.soft);
-        return RunError::HostUnfit(format!(
-            "core {core}: {error} (RLIMIT_MEMLOCK is {limit} bytes); relay.zero_copy_send pins that much memory on each core; nothing was started; set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited` (at least {} KiB per core), lower buffers.per_core, or set relay.zero_copy_send to false",
-            bytes / 1024
-        ));
-    }
-    RunError::Core { core, error }
-}
-
-fn out_of_fds(error: std::io::Error) -> RunError {
-    RunError::HostUnfit(format!(
-        "{error}; nothing was started; raise the limit on open files (LimitNOFILE, ulimit -n)"
-    ))
-}
-
-fn choose_cpus(workers: &Workers) -> Result<Vec<usize>, RunError> {
-    let allowed = affinity::allowed_cpus();
-    if allowed.is_empty() {
-        return Err(RunError::HostUnfit(
-            "the affinity mask of this process cannot be read; nothing was started; run it without a seccomp filter on sched_getaffinity".to_owned(),
-        ));
-    }
-    let listed = |cpus: &[usize]| {
-        let text: Vec<_> = cpus.iter().map(usize::to_string).collect();
-        text.join(", ")
-    };
-    match workers {
-        Workers::Auto => Ok(allowed),
-        Workers::Count(count) if *count <= allowed.len() => Ok(allowed[..*count].to_vec()),
-        Workers::Count(count) => Err(RunError::HostUnfit(format!(
-            "workers: {count} cores are asked for and this process may use {} (CPUs {}); nothing was started; lower `workers` or widen the affinity mask (CPUAffinity, taskset)",
-            allowed.len(),
-            listed(&allowed)
-        ))),
-        Workers::Cpus(cpus) => match cpus.iter().find(|cpu| !allowed.contains(cpu)) {
-            None => Ok(cpus.clone()),
-            Some(missing) => Err(RunError::HostUnfit(format!(
-                "workers: CPU {missing} is not among those this process may use ({}); nothing was started; change `workers` or widen the affinity mask (CPUAffinity, taskset)",
-                listed(&allowed)
-            ))),
-        },
-    }
-}
-
 fn socket_options(config: &Config) -> socket::Options {
     socket::Options {
         nodelay: config.tcp.nodelay,
@@ -400,7 +320,7 @@ fn serve_admin(
     Ok(Some(address))
 }
 
-fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
+fn names(config: &Config) -> Names {
     let listeners = config.listeners.iter();
     Names {
         listeners: listeners
@@ -410,20 +330,14 @@ fn names(config: &Config, resolved: &resolve::Resolved) -> Names {
             })
             .collect(),
         upstreams: config.upstreams.iter().map(|u| u.name.clone()).collect(),
-        servers: resolved
-            .servers
-            .iter()
-            .map(|server| ServerName {
-                address: server.address.to_string(),
-                upstream: server.upstream,
-            })
-            .collect(),
+        servers: Vec::new(),
     }
 }
 
 fn start_access_log(
     config: &Config,
     names: &Names,
+    servers: Vec<Option<ServerName>>,
     cores: usize,
 ) -> Result<(LogWriter, Vec<log::Producer>), RunError> {
     let options = log::Options {
@@ -442,7 +356,7 @@ fn start_access_log(
         names: log::Names {
             listeners: names.listeners.iter().map(|l| l.name.clone()).collect(),
             upstreams: names.upstreams.clone(),
-            servers: names.servers.iter().map(|s| s.address.clone()).collect(),
+            servers: servers.into_iter().flatten().map(|it| it.address).collect(),
         },
     };
     let (writer, producers) = LogWriter::start(options)?;

@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::admin::AdminSource;
-use super::upstreams::Standings;
+use super::upstreams::Board;
 use crate::core::mailbox::Sender;
 use crate::log::Monitor;
-use crate::metrics::{
-    CoreMetrics, Names, ProcessMetrics, Scrape, ServerStanding, exposition, stats,
-};
+use crate::metrics::{CoreMetrics, Names, ProcessMetrics, Scrape, exposition, stats};
 use crate::sys::{clock, process};
 use crate::units::CoreId;
 use crate::worker::Message;
@@ -22,6 +20,7 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 /// See the head of this file.
 pub struct CoreStats {
     mailboxes: Arc<[Sender<Message>]>,
+    /// Those of the servers are on the board.
     names: Names,
     ring_features: Vec<(&'static str, bool)>,
     started: Instant,
@@ -29,26 +28,22 @@ pub struct CoreStats {
     /// The last answer of each core, and whether it came this time.
     last: Mutex<Vec<(CoreMetrics, bool)>>,
     access_log: Monitor,
-    standings: Standings,
+    board: Board,
 }
 
 impl CoreStats {
     /// For cores that are not ready yet.
-    pub fn new(
+    pub(super) fn new(
         mailboxes: Arc<[Sender<Message>]>,
         names: Names,
         ring_features: Vec<(&'static str, bool)>,
         access_log: Monitor,
-        standings: Standings,
+        board: Board,
     ) -> Self {
         let last = (0..mailboxes.len())
             .map(|core| {
                 let id = CoreId(core as u16);
-                let shape = (
-                    names.listeners.len(),
-                    names.upstreams.len(),
-                    names.servers.len(),
-                );
+                let shape = (names.listeners.len(), names.upstreams.len(), 0);
                 (CoreMetrics::new(id, shape.0, shape.1, shape.2), true)
             })
             .collect();
@@ -60,7 +55,7 @@ impl CoreStats {
             ready: AtomicBool::new(false),
             last: Mutex::new(last),
             access_log,
-            standings,
+            board,
         }
     }
 
@@ -84,21 +79,22 @@ impl CoreStats {
             };
         }
         let (cores, stale): (Vec<_>, Vec<_>) = last.iter().cloned().unzip();
+        let shown = self.board.lock().clone();
+        let names = Names {
+            servers: shown.servers,
+            ..self.names.clone()
+        };
         show(&Scrape {
-            names: &self.names,
+            names: &names,
             cores: &cores,
             stale: &stale,
             process: self.process(),
-            standings: &self.standings(),
+            standings: &shown.standings,
+            lookups: &shown.lookups,
             now_us: clock::now_us(),
             version: env!("CARGO_PKG_VERSION"),
             ring_features: &self.ring_features,
         })
-    }
-
-    fn standings(&self) -> Vec<ServerStanding> {
-        let standings = self.standings.lock();
-        standings.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn process(&self) -> ProcessMetrics {

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::resolve::Resolved;
+use super::resolve::Answers;
 use super::targets::upstreams_of;
 use crate::config::Config;
 use crate::config::model::{self, ServerAddress, Upstream};
@@ -40,14 +40,14 @@ pub(super) fn of(source: &model::Source) -> Arc<Source> {
 }
 
 /// Tries the sources of all upstreams, for the families of their servers.
-pub(super) fn check(config: &Config, resolved: &Resolved) -> Result<(), SourceError> {
+pub(super) fn check(config: &Config, resolved: &[Answers]) -> Result<(), SourceError> {
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let Some(source) = &upstream.source else {
             continue;
         };
-        let ids = resolved.upstreams[index].iter();
-        let servers = ids.map(|id| &resolved.servers[usize::from(id.0)].address);
-        let families: BTreeSet<bool> = servers.filter_map(is_ipv4).collect();
+        let servers = resolved[index].members();
+        let families = servers.iter().filter_map(|it| is_ipv4(&it.address));
+        let families: BTreeSet<bool> = families.collect();
         let clients = client_families(config, UpstreamId(index as u16));
         for is_ipv4 in families {
             check_family(upstream, source, &clients, is_ipv4)?;
@@ -70,7 +70,7 @@ fn try_out(upstream: &Upstream, source: &model::Source) -> Result<(), SourceErro
     let mut families: BTreeSet<bool> = servers
         .filter_map(|server| match &server.address {
             ServerAddress::Known(address) => is_ipv4(address),
-            ServerAddress::Named { .. } => None,
+            ServerAddress::Named { .. } | ServerAddress::Service { .. } => None,
         })
         .collect();
     families.extend(source.addresses.iter().map(|range| range.is_ipv4()));

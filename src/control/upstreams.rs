@@ -2,59 +2,103 @@
 //! them.
 //!
 //! ```text
-//!   checker ──results──┐                       ┌──Pool──> every core
-//!                      ├──> watch: UpstreamHealth ──line──> process log
-//!   cores ──failures───┘                       └──Standing──> admin
+//!   checker ───results──┐                       ┌──Pool──> every core
+//!   cores ────failures──┼──> watch: UpstreamHealth ──line──> process log
+//!   resolver ──answers──┘                       └──Board──> admin
 //! ```
 
+mod board;
+mod change;
+mod roster;
 mod settings;
 mod watch;
 
+pub(super) use board::Board;
 pub(super) use settings::settings;
-pub(super) use watch::{Standings, Watch, standings};
+pub(super) use watch::Watch;
 
 use std::sync::{Arc, mpsc};
 
-use super::resolve::Resolved;
-use crate::balance::health::Heard;
+use super::resolve::{Answers, Member};
+use crate::balance::health::{CheckResult, Observation};
 use crate::balance::{Candidate, hash_text};
 use crate::config::Config;
-use crate::units::ServerId;
-use crate::worker::servers::{Pool, SharedServer};
+use crate::config::model::Upstream;
+use crate::units::{ServerId, UpstreamId};
+use crate::worker::servers::{Pool, SharedServer, Tell};
+use roster::Roster;
 
-/// The pools to begin with, by upstream.
+/// What the thread that watches hears.
+pub(super) enum News {
+    /// Of a server, by its check.
+    Checked(ServerId, CheckResult),
+    /// Of a server, by a session.
+    Observed(ServerId, Observation),
+    /// The names of an upstream's servers lead to these now.
+    Resolved(UpstreamId, Vec<Member>),
+}
+
+/// What every new server is made with.
+#[derive(Clone)]
+pub(super) struct Making {
+    pub(super) cores: usize,
+    pub(super) news: mpsc::Sender<News>,
+}
+
+/// The pools to begin with, by upstream, and the ids that their servers have.
 pub(super) fn first(
     config: &Config,
-    resolved: &Resolved,
-    cores: usize,
-    heard: &mpsc::Sender<Heard>,
-) -> Vec<Arc<Pool>> {
-    let server = |&id: &ServerId| {
-        let resolved = &resolved.servers[usize::from(id.0)];
-        let upstream = &config.upstreams[usize::from(resolved.upstream.0)];
-        let entry = &upstream.servers[resolved.entry];
-        let shared = SharedServer::new(
+    resolved: &[Answers],
+    making: &Making,
+) -> (Vec<Arc<Pool>>, Roster) {
+    let mut roster = Roster::default();
+    let mut pools = Vec::with_capacity(resolved.len());
+    for (index, (upstream, answers)) in config.upstreams.iter().zip(resolved).enumerate() {
+        let id = UpstreamId(index as u16);
+        let mut servers = Vec::new();
+        for member in answers.members() {
+            let server = enrolled(&mut roster, making, id, upstream, &member)
+                .expect("counted when they were resolved");
+            servers.push((candidate(server.id, &member), server));
+        }
+        pools.push(Arc::new(Pool { servers }));
+    }
+    (pools, roster)
+}
+
+/// The server that a member is; `None`: there are no ids left.
+fn enrolled(
+    roster: &mut Roster,
+    making: &Making,
+    id: UpstreamId,
+    upstream: &Upstream,
+    member: &Member,
+) -> Option<Arc<SharedServer>> {
+    roster.enroll(id, &member.address, |server| {
+        let news = making.news.clone();
+        let tell: Tell = Arc::new(move |server, observation| {
+            // The receiver lives as long as the process.
+            let _ = news.send(News::Observed(server, observation));
+        });
+        SharedServer::new(
+            server,
             id,
-            resolved.upstream,
-            resolved.address.clone(),
-            entry.max_connections,
-            upstream.policy.eject.map(|_| heard.clone()),
-            cores,
-        );
-        let candidate = Candidate {
-            id,
-            weight: entry.weight,
-            backup: entry.backup,
-            available: true,
-            slow_start: None,
-            key: hash_text(&resolved.address.to_string()),
-        };
-        (candidate, Arc::new(shared))
-    };
-    let pool = |ids: &Vec<ServerId>| {
-        Arc::new(Pool {
-            servers: ids.iter().map(server).collect(),
-        })
-    };
-    resolved.upstreams.iter().map(pool).collect()
+            member.address.clone(),
+            upstream.servers[member.entry].max_connections,
+            upstream.policy.eject.map(|_| tell),
+            making.cores,
+        )
+    })
+}
+
+/// A member as balancers see it, healthy.
+fn candidate(id: ServerId, member: &Member) -> Candidate {
+    Candidate {
+        id,
+        weight: member.weight,
+        backup: member.backup,
+        available: true,
+        slow_start: None,
+        key: hash_text(&member.address.to_string()),
+    }
 }

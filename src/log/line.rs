@@ -6,6 +6,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Names, Record};
+use crate::units::ServerId;
 
 const SECONDS_PER_DAY: u64 = 86_400;
 /// What an id without a name is rendered as. It cannot happen; a line with a hole is still better
@@ -33,6 +34,15 @@ impl Renderer {
             nonce,
             date: (0, date_text(0)),
         }
+    }
+
+    /// A server has this id from now on.
+    pub fn name_server(&mut self, id: ServerId, address: &str) {
+        let index = usize::from(id.0);
+        if self.servers.len() <= index {
+            self.servers.resize(index + 1, UNKNOWN.to_owned());
+        }
+        self.servers[index] = quoted(address);
     }
 
     /// Appends one line, with its line feed.

@@ -33,6 +33,7 @@ pub use rate_limit::RateLimit;
 pub use record::Record;
 pub use sink::Target;
 
+use crate::units::ServerId;
 use sink::Sink;
 use writer::{Shared, Writer};
 
@@ -149,6 +150,22 @@ impl Monitor {
     }
 }
 
+/// Tells the writer what new servers are called; any thread may hold one.
+#[derive(Clone)]
+pub struct Namer {
+    /// `None` with [`Filter::Off`].
+    shared: Option<Arc<Shared>>,
+}
+
+impl Namer {
+    /// A server has this id in every record that is pushed from now on.
+    pub fn name_server(&self, id: ServerId, address: &str) {
+        if let Some(shared) = &self.shared {
+            shared.name_server(id, address);
+        }
+    }
+}
+
 /// What [`LogWriter::close`] left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseReport {
@@ -222,6 +239,13 @@ impl LogWriter {
     /// A handle for whoever reports how the writer fares.
     pub fn monitor(&self) -> Monitor {
         Monitor(self.shared.clone())
+    }
+
+    /// A handle for whoever gives ids to servers.
+    pub fn namer(&self) -> Namer {
+        Namer {
+            shared: self.thread.is_some().then(|| self.shared.clone()),
+        }
     }
 
     /// Writes what is queued and ends the thread, within `limit` (and 100 ms at most).

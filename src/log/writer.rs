@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use super::line::Renderer;
 use super::sink::{Sink, Target};
 use super::{RateLimit, Record, WriterStats};
+use crate::units::ServerId;
 
 /// How long the thread stays awake after it found a record. Within that time a push costs no system
 /// call, and a line waits no longer than this.
@@ -51,6 +52,9 @@ pub(super) struct Shared {
     asleep: Asleep,
     thread: OnceLock<Thread>,
     reopen: AtomicBool,
+    /// Names that the renderer does not know yet, and whether there are any.
+    names: Mutex<Vec<(ServerId, String)>>,
+    has_names: AtomicBool,
     /// Set when the thread is to end, with the time by which it must.
     close: Mutex<Option<Instant>>,
     lines_written_total: AtomicU64,
@@ -79,6 +83,21 @@ impl Shared {
     pub(super) fn request_reopen(&self) {
         self.reopen.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// In force for every record that is pushed after it.
+    pub(super) fn name_server(&self, id: ServerId, address: &str) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.push((id, address.to_owned()));
+        // Before the lock is free: the writer takes all that the flag speaks of.
+        self.has_names.store(true, Ordering::Release);
+    }
+
+    /// The names that came since the last call.
+    fn take_names(&self) -> Vec<(ServerId, String)> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_names.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *names)
     }
 
     pub(super) fn request_close(&self, deadline: Instant) {
@@ -201,6 +220,12 @@ impl Writer {
                         return Found::More;
                     }
                     let Ok(record) = queue.pop() else { break };
+                    // Looked at after the pop: the names of this record's ids came before its push.
+                    if self.shared.has_names.load(Ordering::Acquire) {
+                        for (id, address) in self.shared.take_names() {
+                            self.renderer.name_server(id, &address);
+                        }
+                    }
                     self.renderer.render(&record, &mut self.buffer);
                     progress = true;
                 }

@@ -27,8 +27,8 @@ pub struct Names {
     pub listeners: Vec<ListenerName>,
     /// By [`UpstreamId`].
     pub upstreams: Vec<String>,
-    /// By [`ServerId`].
-    pub servers: Vec<ServerName>,
+    /// By [`ServerId`]; `None` for an id that no server has.
+    pub servers: Vec<Option<ServerName>>,
 }
 
 /// A listener's label, and where its sessions go.
@@ -87,6 +87,8 @@ pub struct Scrape<'a> {
     pub ring_features: &'a [(&'a str, bool)],
     /// How the servers stand, by [`ServerId`].
     pub standings: &'a [ServerStanding],
+    /// How the names of servers were looked up, by [`UpstreamId`]; `None` where there are no names.
+    pub lookups: &'a [Option<Lookups>],
     /// The monotonic clock, for what happened how long ago.
     pub now_us: u64,
 }
@@ -261,6 +263,32 @@ pub struct LastCheck {
     pub at_us: u64,
 }
 
+/// Lookups of the names of one upstream's servers, after those of the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// With an answer.
+    pub answered_total: u64,
+    /// Without: the last answer stays.
+    pub failed_total: u64,
+}
+
+impl Lookups {
+    /// One more.
+    pub fn count(&mut self, is_answered: bool) {
+        if is_answered {
+            self.answered_total += 1;
+        } else {
+            self.failed_total += 1;
+        }
+    }
+
+    /// As many more.
+    pub fn add(&mut self, more: Self) {
+        self.answered_total += more.answered_total;
+        self.failed_total += more.failed_total;
+    }
+}
+
 /// Per upstream.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamMetrics {
@@ -413,6 +441,22 @@ impl CoreMetrics {
         let wanted = usize::from(id.0) + 1;
         if self.servers.len() < wanted {
             self.servers.resize_with(wanted, ServerMetrics::default);
+        }
+    }
+
+    /// No server has this id any more. Its ended sessions stay counted, as those of no server.
+    pub fn forget_server(&mut self, id: ServerId) {
+        if let Some(server) = self.servers.get_mut(usize::from(id.0)) {
+            *server = ServerMetrics::default();
+        }
+        let of_it = |key: &ClosedKey, _: &mut u64| key.server == Some(id);
+        let closed: Vec<_> = self.closed.extract_if(of_it).collect();
+        for (key, count) in closed {
+            let of_none = ClosedKey {
+                server: None,
+                ..key
+            };
+            *self.closed.entry(of_none).or_default() += count;
         }
     }
 

@@ -23,10 +23,9 @@ pub fn render(scrape: &Scrape<'_>) -> String {
 /// `/upstreams`: how the servers stand, indented.
 pub fn render_upstreams(scrape: &Scrape<'_>) -> String {
     let group = |(index, name): (usize, &String)| {
-        let servers = scrape.names.servers.iter().enumerate();
-        let servers = servers.filter(|(_, server)| usize::from(server.upstream.0) == index);
+        let servers = servers_of(scrape, index);
         let servers: Vec<Value> = servers
-            .map(|(id, server)| standing(scrape, id, &server.address))
+            .map(|(id, address)| standing(scrape, id, address))
             .collect();
         (name.clone(), Value::from(servers))
     };
@@ -38,6 +37,18 @@ pub fn render_upstreams(scrape: &Scrape<'_>) -> String {
         .map(group)
         .collect();
     format!("{:#}\n", Value::from(groups))
+}
+
+/// The id and the address of each server of an upstream.
+fn servers_of<'a>(
+    scrape: &Scrape<'a>,
+    upstream: usize,
+) -> impl Iterator<Item = (usize, &'a str)> + use<'a> {
+    let servers = scrape.names.servers.iter().enumerate();
+    servers.filter_map(move |(id, server)| {
+        let server = server.as_ref()?;
+        (usize::from(server.upstream.0) == upstream).then_some((id, server.address.as_str()))
+    })
 }
 
 fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
@@ -142,13 +153,8 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
 
 fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
     let object = |(index, name): (usize, &String)| {
-        let servers: Vec<Value> = scrape
-            .names
-            .servers
-            .iter()
-            .enumerate()
-            .filter(|(_, server)| usize::from(server.upstream.0) == index)
-            .map(|(server, name)| server_object(scrape, server, &name.address))
+        let servers: Vec<Value> = servers_of(scrape, index)
+            .map(|(server, address)| server_object(scrape, server, address))
             .collect();
         let connect = merged(scrape, |core| &core.upstreams[index].connect);
         let total = |pick: fn(&super::UpstreamMetrics) -> u64| {
@@ -169,12 +175,16 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
 }
 
 fn server_object(scrape: &Scrape<'_>, index: usize, address: &str) -> Value {
-    let total = |pick: fn(&ServerMetrics) -> u64| sum(scrape, |core| pick(&core.servers[index]));
+    // A core that has not answered since the server came does not know it.
+    let total = |pick: fn(&ServerMetrics) -> u64| {
+        sum(scrape, |core| core.servers.get(index).map_or(0, pick))
+    };
     let mut failures: Map<String, Value> = Map::new();
     for cause in crate::outcome::Cause::ALL {
         let count = sum(scrape, |core| {
-            let failed = &core.servers[index].connect_failed_total;
-            failed.get(&cause).copied().unwrap_or(0)
+            let failed = core.servers.get(index).map(|it| &it.connect_failed_total);
+            let count = failed.and_then(|failed| failed.get(&cause));
+            count.copied().unwrap_or(0)
         });
         if count > 0 {
             failures.insert(cause.as_str().to_owned(), json!(count));
@@ -338,10 +348,10 @@ mod tests {
                 upstreams: vec![UpstreamId(0)],
             }],
             upstreams: vec!["app".into()],
-            servers: vec![ServerName {
+            servers: vec![Some(ServerName {
                 address: "127.0.0.1:1".into(),
                 upstream: UpstreamId(0),
-            }],
+            })],
         };
         let mut cores = Vec::new();
         for core in 0..2_u16 {
@@ -377,6 +387,7 @@ mod tests {
             version: "0.1.0",
             ring_features: &[("SEND_ZC", true)],
             standings: &[],
+            lookups: &[],
             now_us: 0,
         };
         let value: Value = serde_json::from_str(&render(&scrape)).unwrap();

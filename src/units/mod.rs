@@ -123,6 +123,9 @@ pub enum UnitErrorKind {
     /// A host name with a character or a label that no host name has.
     #[error("is not a valid host name with a port")]
     BadHost,
+    /// Behind `srv:` stands what is no DNS name.
+    #[error("is not the name of a service")]
+    BadService,
     /// A unix path that depends on the working directory.
     #[error("is not an absolute path")]
     RelativePath,
@@ -135,7 +138,7 @@ pub enum UnitErrorKind {
 }
 
 impl UnitError {
-    fn new(text: &str, kind: UnitErrorKind) -> Self {
+    pub(crate) fn new(text: &str, kind: UnitErrorKind) -> Self {
         Self {
             text: text.to_owned(),
             kind,
@@ -165,13 +168,18 @@ impl UnitError {
             UnitErrorKind::HostName => {
                 "write the IP address, like 127.0.0.1:9000, or 0.0.0.0 for every one of this host"
             }
-            UnitErrorKind::NotAServer => "write ip:port, [ip]:port, host:port or unix:/path",
+            UnitErrorKind::NotAServer => {
+                "write ip:port, [ip]:port, host:port, srv:NAME or unix:/path"
+            }
             UnitErrorKind::NoBrackets => {
                 "put the IPv6 address in brackets and quotes, like \"[::1]:9000\""
             }
             UnitErrorKind::NoPort => "add the port, like 127.0.0.1:9000",
             UnitErrorKind::BadPort => "write a port from 0 to 65535",
             UnitErrorKind::BadHost => "use letters, digits, `-` and `.`, and end with a port",
+            UnitErrorKind::BadService => {
+                "write the name of its SRV records, like srv:_app._tcp.example.com; the port comes from them"
+            }
             UnitErrorKind::RelativePath => "write the path from the root, like unix:/run/app.sock",
             UnitErrorKind::LongPath => "use a shorter path",
             UnitErrorKind::ControlCharacter => "remove it from the path",

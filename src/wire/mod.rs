@@ -6,6 +6,8 @@
 //!            └ http_head      which host an HTTP/1 client asks for
 //! ```
 //!
+//! Beside them, for control: `dns`, whole messages to and from a name server.
+//!
 //! No sockets, no clocks, no state: a caller peeks a growing prefix of the stream and asks again each
 //! time, until the answer is not [`Parsed::NeedMore`]. The answer depends on the bytes alone, never on how
 //! they were cut into segments: whatever is `Done` or `Bad` stays so, with the same value, however many
@@ -16,6 +18,7 @@
 //! labels.
 
 pub mod client_hello;
+pub mod dns;
 pub mod http_head;
 pub mod name;
 pub mod proxy;

@@ -14,9 +14,11 @@ pub mod gate;
 mod handoff;
 mod origins;
 pub mod queue;
+mod rings;
 mod route;
 pub mod servers;
 mod session;
+mod snapshot;
 pub mod way;
 
 use std::cell::{Cell, RefCell};
@@ -24,8 +26,8 @@ use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -41,19 +43,17 @@ use crate::outcome::Cause;
 use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
 use crate::sys::socket::Options;
-use crate::sys::{affinity, clock, fd};
+use crate::sys::{affinity, clock};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 use budget::FdBudget;
 use gate::{Door, Gate, Pass};
 use handoff::Adoption;
 use queue::{Queue, SharedQueue};
+use rings::Rings;
 use servers::{Group, Pool, UpstreamSettings};
 use session::{Arrival, SessionWatcher};
 use way::{Target, Way};
 
-/// Entries of monoio's ring: accept readiness, dials in progress, the mailbox. A pass that needs
-/// more submits in between.
-const MONOIO_ENTRIES: u32 = 256;
 /// Stack of a core thread. The loop does not recurse.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -127,6 +127,8 @@ pub struct CoreSpec {
 pub enum Message {
     /// An upstream has other servers from now on.
     Pool(UpstreamId, Arc<Pool>),
+    /// No server has this id any more: another one will, with counts of its own.
+    Forget(ServerId),
     /// Reset the sessions that this server has.
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
@@ -232,7 +234,7 @@ fn run(spec: CoreSpec) {
         mut runtime,
         monoio_ring,
         relay_ring,
-    } = match build_rings(spec.ring) {
+    } = match Rings::build(spec.ring) {
         Ok(rings) => rings,
         Err(error) => return spec.events.send(Event::Failed(id, error)),
     };
@@ -240,44 +242,6 @@ fn run(spec: CoreSpec) {
         Core::start(spec, relay_ring, monoio_ring);
         pending::<()>().await;
     });
-}
-
-type Runtime = monoio::Runtime<monoio::IoUringDriver>;
-
-/// The two rings of a core.
-struct Rings {
-    runtime: Runtime,
-    monoio_ring: i32,
-    relay_ring: RelayRing,
-}
-
-/// Builds monoio's runtime, finds its ring, and builds the relay ring.
-fn build_rings(options: RingOptions) -> Result<Rings, StartError> {
-    // Every ring of every core is made under this lock: while one core looks for its runtime's
-    // ring, another's would be new as well.
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = fd::io_uring_fds().map_err(StartError::Runtime)?;
-    let mut ring = io_uring_06::IoUring::builder();
-    // COOP_TASKRUN spares the interrupts; DEFER_TASKRUN would not wake the relay ring that polls
-    // this one.
-    ring.setup_coop_taskrun().setup_single_issuer();
-    let runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .with_entries(MONOIO_ENTRIES)
-        .uring_builder(ring)
-        .build()
-        .map_err(StartError::Runtime)?;
-    let mut new = fd::io_uring_fds().map_err(StartError::Runtime)?;
-    new.retain(|fd| !before.contains(fd));
-    let [monoio_ring] = new[..] else {
-        return Err(StartError::RingNotFound(new.len()));
-    };
-    let relay_ring = RelayRing::new(options)?;
-    Ok(Rings {
-        runtime,
-        monoio_ring,
-        relay_ring,
-    })
 }
 
 type Engine = Relay<RelayRing, SessionWatcher>;
@@ -459,6 +423,7 @@ impl Core {
     ) {
         match message {
             Message::Pool(upstream, pool) => self.replace_pool(upstream, &pool),
+            Message::Forget(server) => self.ledger.metrics.borrow_mut().forget_server(server),
             Message::EndSessions(server) => {
                 let has = |record: &session::Relayed| record.server() == server;
                 self.engine
@@ -536,47 +501,5 @@ impl Core {
             accept::start(Rc::clone(self), id, socket)?;
         }
         Ok(())
-    }
-
-    fn snapshot(&self) -> CoreMetrics {
-        let mut metrics = self.ledger.metrics.borrow().clone();
-        for (upstream, group) in metrics.upstreams.iter_mut().zip(&self.groups) {
-            upstream.queued = group.queue.len() as u64;
-        }
-        let mut engine = self.engine.borrow_mut();
-        let waiting = engine.waiting();
-        let blocked_sends_total = engine.blocked_sends_total();
-        metrics.movers.pipes = engine.pipes() as u64;
-        metrics.movers.pipes_held = engine.pipes_lent() as u64;
-        metrics.movers.low_water_guards_total = engine.low_water_guards_total();
-        let ring = engine.io();
-        metrics.ring.is_multishot = ring.is_multishot();
-        let zero_copy = ring.zero_copy_stats();
-        metrics.movers.zero_copy_is_on = zero_copy.is_on;
-        metrics.movers.zero_copy_sends_total = zero_copy.zero_copy_total;
-        metrics.movers.copied_sends_total = zero_copy.copied_total;
-        let stats = ring.stats();
-        metrics.ring.enters_total = stats.enters_total;
-        metrics.ring.submitted_total = stats.submitted_total;
-        metrics.ring.completed_total = stats.completed_total;
-        metrics.ring.in_flight = stats.in_flight;
-        metrics.ring.sends_total = stats.sends_total;
-        metrics.ring.blocked_sends_total = blocked_sends_total;
-        metrics.ring.cq_overflow_total = stats.cq_overflow_total;
-        let buffers = ring.buffers();
-        metrics.buffers.size_bytes = u64::from(buffers.size_bytes());
-        metrics.buffers.total = buffers.total() as u64;
-        metrics.buffers.in_ring = buffers.in_ring() as u64;
-        metrics.buffers.held = buffers.held() as u64;
-        metrics.buffers.set_aside = buffers.set_aside_now() as u64;
-        metrics.buffers.aside_refused_total = buffers.aside_refused_total();
-        metrics.buffers.exhausted_total = buffers.exhausted_total();
-        metrics.buffers.waiting = waiting as u64;
-        let pump = self.pump_stats.get();
-        metrics.pump.turns_total = pump.turns_total;
-        metrics.pump.longest_gap_us = pump.longest_gap_us;
-        metrics.pump.timers_fired_total = pump.timers_fired_total;
-        metrics.pump.busy_polls_total = pump.busy_polls_total;
-        metrics
     }
 }

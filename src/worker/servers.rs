@@ -12,13 +12,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::origins::Origins;
 use super::queue::Queue;
-use crate::balance::health::{Heard, Observation, ServerFault};
+use crate::balance::health::{Observation, ServerFault};
 use crate::balance::{Algorithm, Balancer, Candidate, Options};
 use crate::mode::proxy::Told;
 use crate::outcome::{Cause, CloseReason};
@@ -30,6 +30,9 @@ use crate::units::{Address, CoreId, ServerId, UpstreamId};
 #[derive(Default)]
 #[repr(align(128))]
 struct LoadCell(AtomicU32);
+
+/// Where what sessions see of a server is told; called on the cores, must not block.
+pub type Tell = Arc<dyn Fn(ServerId, Observation) + Send + Sync>;
 
 /// What all cores share of one server, for as long as anyone holds a connection to it.
 pub struct SharedServer {
@@ -56,7 +59,7 @@ impl SharedServer {
         upstream: UpstreamId,
         address: Address,
         max_connections: Option<u32>,
-        heard: Option<mpsc::Sender<Heard>>,
+        tell: Option<Tell>,
         cores: usize,
     ) -> Self {
         Self {
@@ -64,8 +67,8 @@ impl SharedServer {
             upstream,
             address,
             limit: max_connections.map(SharedLimit::new),
-            judge: heard.map(|heard| Judge {
-                heard,
+            judge: tell.map(|tell| Judge {
+                tell,
                 has_failed: Default::default(),
             }),
             loads: (0..cores).map(|_| LoadCell::default()).collect(),
@@ -79,6 +82,11 @@ impl SharedServer {
         self.ends_sessions.store(ends, Ordering::Release);
     }
 
+    #[cfg(test)]
+    pub(crate) fn pretend_load(&self, connections: u32) {
+        self.loads[0].0.store(connections, Ordering::Relaxed);
+    }
+
     /// Connections over all cores; those that begin or end at this moment may be missing.
     pub fn load(&self) -> u32 {
         let cells = self.loads.iter();
@@ -89,7 +97,7 @@ impl SharedServer {
 /// Tells what sessions see of a server. A success is told only after a failure, so that a server without
 /// any costs a look at a flag that nobody writes.
 struct Judge {
-    heard: mpsc::Sender<Heard>,
+    tell: Tell,
     /// By [`ServerFault`]: failed since the last success.
     has_failed: [AtomicBool; 2],
 }
@@ -97,20 +105,15 @@ struct Judge {
 impl Judge {
     fn failed(&self, server: ServerId, fault: ServerFault) {
         // Told first: who sees the flag tells of a success behind it.
-        self.tell(server, Observation::Failed(fault));
+        (self.tell)(server, Observation::Failed(fault));
         self.has_failed[fault as usize].store(true, Ordering::Release);
     }
 
     fn succeeded(&self, server: ServerId, fault: ServerFault, observation: Observation) {
         let flag = &self.has_failed[fault as usize];
         if flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Acquire) {
-            self.tell(server, observation);
+            (self.tell)(server, observation);
         }
-    }
-
-    fn tell(&self, server: ServerId, observation: Observation) {
-        // The receiver lives as long as the process.
-        let _ = self.heard.send(Heard::Observed(server, observation));
     }
 }
 
@@ -121,6 +124,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Its servers.
+    pub fn ids(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.servers.iter().map(|(_, server)| server.id)
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         let servers = self.servers.iter();
         servers.map(|(candidate, _)| candidate.clone()).collect()

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
-use corelay::config::limits::{DEFAULT_LIMITS, ZERO_COPY_MIN_BYTES};
+use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
-    Check, CheckKind, Config, ConnectionRate, Eject, Expect, Handoff, Keepalive, Limits, Listener,
-    Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, ProxyRequired,
-    ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress, Source, SplitBy,
-    Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
+    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, Keepalive,
+    Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
+    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress,
+    Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict,
+    Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -232,9 +233,10 @@ fn a_config() -> impl Strategy<Value = Config> {
         ),
         6,
     );
-    let servers = prop::collection::vec(prop::collection::vec((0u8..4, unix_path), 1..5), 6);
+    let servers = prop::collection::vec(prop::collection::vec((0u8..5, unix_path), 1..5), 6);
     (some_settings(), names, listeners, servers, any::<bool>()).prop_map(
         |((workers, buffers, timeouts, mut relay, tcp, log), names, listeners, servers, admin)| {
+            let dns = a_dns(u32::from(admin) + log.level as u32);
             relay.zero_copy_send &= buffers.size_bytes >= ZERO_COPY_MIN_BYTES;
             let mut config = Config {
                 workers,
@@ -245,6 +247,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                 log,
                 listeners: Vec::new(),
                 upstreams: Vec::new(),
+                dns,
                 admin: admin.then(|| Admin {
                     bind: "127.0.0.1:30000".parse().expect("an address"),
                 }),
@@ -316,14 +319,22 @@ fn a_config() -> impl Strategy<Value = Config> {
                             2 => ServerAddress::Known(Address::Tcp(
                                 format!("10.0.0.1:{port}").parse().expect("one"),
                             )),
-                            _ => ServerAddress::Named {
+                            3 => ServerAddress::Named {
                                 host: "app.internal".to_owned(),
                                 port,
                             },
+                            _ => ServerAddress::Service {
+                                name: format!("_app._tcp.s{place}.internal."),
+                            },
                         };
+                        let is_service = matches!(address, ServerAddress::Service { .. });
                         Server {
+                            weight: if is_service {
+                                DEFAULT_WEIGHT
+                            } else {
+                                backlog as u16 % 256 + 1
+                            },
                             address,
-                            weight: backlog as u16 % 256 + 1,
                             backup: place > 0 && backlog % 2 == 0,
                             max_connections: (backlog % 3 == 0).then_some(backlog),
                         }
@@ -366,6 +377,19 @@ fn a_config() -> impl Strategy<Value = Config> {
             config
         },
     )
+}
+
+fn a_dns(seed: u32) -> Dns {
+    let addresses = ["127.0.0.1:8600", "[::1]:53", "192.0.2.1:53"];
+    let nameservers = addresses.iter().take(seed as usize % 4);
+    Dns {
+        nameservers: nameservers
+            .map(|address| address.parse().expect("one"))
+            .collect(),
+        interval: (!seed.is_multiple_of(3)).then_some(Duration::from_secs(30 + u64::from(seed))),
+        timeout: Duration::from_millis(100 + u64::from(seed)),
+        family: [Family::Both, Family::V4, Family::V6][seed as usize % 3],
+    }
 }
 
 /// A section that holds something, or none.

@@ -8,11 +8,12 @@ use super::source;
 use super::target::{NameDraft, TargetDraft, check_references};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
-    DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_BUFFERS, DEFAULT_LOG, DEFAULT_RELAY, DEFAULT_TCP,
-    DEFAULT_TIMEOUTS, DEFAULT_UNIX_MODE, DEFAULT_UPSTREAM, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES,
+    DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_BUFFERS, DEFAULT_DNS, DEFAULT_LOG, DEFAULT_RELAY,
+    DEFAULT_TCP, DEFAULT_TIMEOUTS, DEFAULT_UNIX_MODE, DEFAULT_UPSTREAM, DEFAULT_WEIGHT,
+    ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Check, Config, Listener, Log, ProxyRequired, Relay, Route, Server,
+    Accept, Admin, Buffers, Check, Config, Dns, Listener, Log, ProxyRequired, Relay, Route, Server,
     ServerAddress, Source, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
@@ -28,6 +29,7 @@ pub(super) struct Draft {
     pub(super) tcp: TcpOptions,
     pub(super) listeners: Vec<ListenerDraft>,
     pub(super) upstreams: Vec<UpstreamDraft>,
+    pub(super) dns: Dns,
     pub(super) admin: Option<(Admin, Place)>,
     pub(super) log: Log,
 }
@@ -138,6 +140,7 @@ impl Default for Draft {
             tcp: DEFAULT_TCP,
             listeners: Vec::new(),
             upstreams: Vec::new(),
+            dns: DEFAULT_DNS,
             admin: None,
             log: DEFAULT_LOG,
         }
@@ -418,6 +421,7 @@ impl Draft {
             timeouts: self.timeouts,
             relay: self.relay,
             tcp: self.tcp,
+            dns: self.dns,
             admin: self.admin.map(|(admin, _)| admin),
             log: self.log,
         }

@@ -6,6 +6,7 @@
 //! [`Config`].
 
 mod cross;
+mod dns;
 mod health;
 mod listeners;
 mod policy;
@@ -16,6 +17,7 @@ mod source;
 mod target;
 mod upstreams;
 
+pub(super) use dns::FAMILIES;
 pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use proxy::VERSIONS;
@@ -38,7 +40,7 @@ use listeners::{LISTENER_KEYS, listeners};
 use target::TargetDraft;
 use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
-const ROOT_KEYS: [&str; 9] = [
+const ROOT_KEYS: [&str; 10] = [
     "workers",
     "buffers",
     "timeouts",
@@ -46,6 +48,7 @@ const ROOT_KEYS: [&str; 9] = [
     "tcp",
     "listeners",
     "upstreams",
+    "dns",
     "admin",
     "log",
 ];
@@ -54,7 +57,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 22] = [
+    let sections: [(&str, &[&str]); 23] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -78,6 +81,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
         ("upstreams.NAME.source.", &source::SOURCE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
+        ("dns.", &dns::DNS_KEYS),
         ("admin.", &ADMIN_KEYS),
         ("log.", &settings::LOG_KEYS),
     ];
@@ -176,6 +180,9 @@ fn full(report: &mut Report<'_>, root: &Cursor<'_>) -> Option<Draft> {
     }
     if let Some(at) = section.get("tcp") {
         draft.tcp = settings::tcp(report, at).unwrap_or(draft.tcp);
+    }
+    if let Some(at) = section.get("dns") {
+        draft.dns = dns::dns(report, at).unwrap_or(draft.dns);
     }
     if let Some(at) = section.get("log") {
         draft.log = settings::log(report, at).unwrap_or(draft.log);

@@ -8,7 +8,7 @@ use crate::config::limits::{
     DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES, SERVERS_MAX, TIMEOUT,
     WEIGHT,
 };
-use crate::config::model::{Balance, OnNoServer, Queue, UpstreamPolicy};
+use crate::config::model::{Balance, OnNoServer, Queue, ServerAddress, UpstreamPolicy};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
@@ -194,6 +194,14 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
     let Some(section) = section else {
         return draft;
     };
+    if let (Some(ServerAddress::Service { .. }), Some(at)) = (&draft.address, section.get("weight"))
+    {
+        report.add(
+            at.place(),
+            "the servers of a service have the weights of its SRV records",
+            "remove it",
+        );
+    }
     if let Some(weight) = section
         .get("weight")
         .and_then(|at| report.number(at, &WEIGHT))

@@ -2,63 +2,62 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::roster::Roster;
 use super::settings::{checked_by, judged_by};
+use super::{Board, Making, News};
 use crate::balance::SlowStart;
 use crate::balance::health::{
-    CheckOutcome, CheckResult, Heard, Reason, State, Status, Transition, UpstreamHealth,
+    CheckOutcome, CheckResult, Reason, State, Status, Transition, UpstreamHealth,
 };
 use crate::config::Config;
-use crate::config::model::OnDown;
-use crate::control::health::{self, Checker, Target};
+use crate::config::model::{OnDown, Upstream};
+use crate::control::health::{self, CheckSpec, Checker, Target};
+use crate::control::resolve::refresh;
+use crate::control::resolve::{Answers, Member};
 use crate::control::source;
 use crate::core::mailbox::Sender;
-use crate::metrics::{LastCheck, ServerStanding};
+use crate::log::Namer;
+use crate::metrics::{LastCheck, Lookups, ServerStanding};
 use crate::sys::clock::{self, micros};
 use crate::units::{ServerId, UpstreamId};
 use crate::worker::Message;
 use crate::worker::servers::Pool;
 
-/// How the servers stand, by [`ServerId`]; for the admin listener.
-pub(in crate::control) type Standings = Arc<Mutex<Vec<ServerStanding>>>;
-
-/// Standings of servers of which nothing was heard yet.
-pub(in crate::control) fn standings(servers: usize) -> Standings {
-    Arc::new(Mutex::new(vec![ServerStanding::default(); servers]))
-}
-
 /// What the thread starts with.
 pub(in crate::control) struct Watch<'a> {
     pub(in crate::control) config: &'a Config,
+    pub(in crate::control) resolved: &'a [Answers],
     pub(in crate::control) pools: Vec<Arc<Pool>>,
+    pub(in crate::control) roster: Roster,
+    pub(in crate::control) making: Making,
     pub(in crate::control) cores: Arc<[Sender<Message>]>,
-    pub(in crate::control) heard: mpsc::Receiver<Heard>,
-    /// For the checker's results.
-    pub(in crate::control) results: mpsc::Sender<Heard>,
-    pub(in crate::control) standings: Standings,
+    pub(in crate::control) heard: mpsc::Receiver<News>,
+    pub(in crate::control) board: Board,
+    pub(in crate::control) log_names: Namer,
 }
 
 impl Watch<'_> {
-    /// Starts to check and to judge. The thread lives as long as the process.
+    /// Starts to check, to resolve and to judge. The threads live as long as the process.
     ///
     /// # Errors
     /// No descriptor or no thread is to be had.
     pub(in crate::control) fn start(self) -> io::Result<()> {
         let groups: Vec<Group> = self.groups();
-        let targets = targets(self.config, &groups);
+        let targets = targets(&groups);
         let checker = if targets.is_empty() {
             None
         } else {
-            let results = self.results;
+            let results = self.making.news.clone();
             Some(Checker::start(
                 health::Options::default(),
                 targets,
                 move |server, result| {
                     // The receiver lives as long as the process.
-                    let _ = results.send(Heard::Checked(server, result));
+                    let _ = results.send(News::Checked(server, result));
                 },
             )?)
         };
@@ -66,13 +65,17 @@ impl Watch<'_> {
             let servers = pool.servers.iter();
             servers.map(move |(candidate, _)| (candidate.id, index))
         });
+        self.resolve()?;
         let watcher = Watcher {
             upstream_of: upstream_of.collect(),
             deadline_us: None,
             groups,
             cores: self.cores,
             checker,
-            standings: self.standings,
+            board: self.board,
+            log_names: self.log_names,
+            roster: self.roster,
+            making: self.making,
             overdue: Vec::new(),
         };
         let heard = self.heard;
@@ -80,6 +83,15 @@ impl Watch<'_> {
             .name("upstreams".to_owned())
             .spawn(move || watcher.run(&heard))?;
         Ok(())
+    }
+
+    /// Begins to look names up again and again.
+    fn resolve(&self) -> io::Result<()> {
+        let told = Told {
+            board: self.board.clone(),
+            news: self.making.news.clone(),
+        };
+        refresh::start(self.config, self.resolved, told)
     }
 
     fn groups(&self) -> Vec<Group> {
@@ -93,6 +105,11 @@ impl Watch<'_> {
                 name: upstream.name.clone(),
                 health: UpstreamHealth::new(&ids, judged_by(upstream), now_us),
                 pool: Arc::clone(pool),
+                check: upstream.check.as_ref().map(|check| {
+                    let source = upstream.source.as_ref().map(source::of);
+                    checked_by(check, source)
+                }),
+                config: upstream.clone(),
                 slow_start_us: upstream.policy.slow_start.map(micros),
                 on_down: upstream.policy.on_down,
                 drain: self.config.timeouts.drain,
@@ -102,19 +119,37 @@ impl Watch<'_> {
     }
 }
 
-fn targets(config: &Config, groups: &[Group]) -> Vec<Target> {
+/// What is learnt of names goes to the board, and to the watcher.
+#[derive(Clone)]
+struct Told {
+    board: Board,
+    news: mpsc::Sender<News>,
+}
+
+impl refresh::Watcher for Told {
+    fn looked(&self, upstream: UpstreamId, results: Lookups) {
+        let mut board = self.board.lock();
+        if let Some(lookups) = &mut board.lookups[usize::from(upstream.0)] {
+            lookups.add(results);
+        }
+    }
+
+    fn changed(&self, upstream: UpstreamId, servers: Vec<Member>) {
+        // The receiver lives as long as the process.
+        let _ = self.news.send(News::Resolved(upstream, servers));
+    }
+}
+
+/// Whom to check.
+pub(super) fn targets(groups: &[Group]) -> Vec<Target> {
     let mut targets = Vec::new();
-    for (upstream, group) in config.upstreams.iter().zip(groups) {
-        let Some(check) = &upstream.check else {
-            continue;
-        };
-        let source = upstream.source.as_ref().map(source::of);
-        let check = checked_by(check, source);
+    for group in groups {
+        let Some(check) = &group.check else { continue };
         for (candidate, server) in &group.pool.servers {
             targets.push(Target {
                 server: candidate.id,
                 address: server.address.clone(),
-                check: Arc::clone(&check),
+                check: Arc::clone(check),
             });
         }
     }
@@ -122,31 +157,37 @@ fn targets(config: &Config, groups: &[Group]) -> Vec<Target> {
 }
 
 /// One upstream.
-struct Group {
-    id: UpstreamId,
-    name: String,
-    health: UpstreamHealth,
-    pool: Arc<Pool>,
-    slow_start_us: Option<u64>,
+pub(super) struct Group {
+    pub(super) id: UpstreamId,
+    pub(super) name: String,
+    pub(super) config: Upstream,
+    pub(super) check: Option<Arc<CheckSpec>>,
+    pub(super) health: UpstreamHealth,
+    pub(super) pool: Arc<Pool>,
+    pub(super) slow_start_us: Option<u64>,
     on_down: OnDown,
     drain: Duration,
 }
 
-struct Watcher {
-    groups: Vec<Group>,
-    cores: Arc<[Sender<Message>]>,
-    checker: Option<Checker>,
-    standings: Standings,
+/// See the head of this file.
+pub(super) struct Watcher {
+    pub(super) groups: Vec<Group>,
+    pub(super) cores: Arc<[Sender<Message>]>,
+    pub(super) checker: Option<Checker>,
+    pub(super) board: Board,
+    pub(super) log_names: Namer,
+    pub(super) roster: Roster,
+    pub(super) making: Making,
     /// The place of each server's upstream in `groups`.
-    upstream_of: HashMap<ServerId, usize>,
+    pub(super) upstream_of: HashMap<ServerId, usize>,
     /// When something is to be done although nothing is heard.
-    deadline_us: Option<u64>,
+    pub(super) deadline_us: Option<u64>,
     /// Servers that are down whose sessions are reset at this time.
-    overdue: Vec<(u64, ServerId)>,
+    pub(super) overdue: Vec<(u64, ServerId)>,
 }
 
 impl Watcher {
-    fn run(mut self, heard: &mpsc::Receiver<Heard>) {
+    fn run(mut self, heard: &mpsc::Receiver<News>) {
         loop {
             let event = match self.deadline_us {
                 None => heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -156,8 +197,8 @@ impl Watcher {
                 }
             };
             match event {
-                Ok(Heard::Checked(server, result)) => self.checked(server, result),
-                Ok(Heard::Observed(server, observation)) => {
+                Ok(News::Checked(server, result)) => self.checked(server, result),
+                Ok(News::Observed(server, observation)) => {
                     let now_us = clock::now_us();
                     let group = self.group_of(server);
                     let changed = group.map(|group| {
@@ -168,6 +209,7 @@ impl Watcher {
                         self.apply(group, &[transition]);
                     }
                 }
+                Ok(News::Resolved(upstream, members)) => self.resolved(upstream, &members),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -180,11 +222,12 @@ impl Watcher {
         }
     }
 
-    fn next_deadline_us(&self) -> Option<u64> {
+    pub(super) fn next_deadline_us(&self) -> Option<u64> {
         let ejections = self.groups.iter();
         let ejections = ejections.filter_map(|group| group.health.next_expiry_us());
         ejections
             .chain(self.overdue.iter().map(|(at_us, _)| *at_us))
+            .chain(self.roster.next_us())
             .min()
     }
 
@@ -223,11 +266,12 @@ impl Watcher {
         for (_, server) in due {
             self.end_sessions(server);
         }
+        self.forget(now_us);
         self.deadline_us = self.next_deadline_us();
     }
 
     /// Tells everybody: the log, the admin listener, the cores.
-    fn apply(&mut self, index: usize, transitions: &[Transition]) {
+    pub(super) fn apply(&mut self, index: usize, transitions: &[Transition]) {
         if transitions.is_empty() {
             return;
         }
@@ -239,15 +283,20 @@ impl Watcher {
         if transitions.iter().any(changes) {
             let group = &mut self.groups[index];
             group.pool = Arc::new(changed(group, transitions));
-            for core in self.cores.iter() {
-                core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
-            }
+            self.send_pool(index);
         }
         for transition in transitions {
             self.act_on_down(index, transition);
         }
         // Only a transition sets or ends an ejection or a drain.
         self.deadline_us = self.next_deadline_us();
+    }
+
+    pub(super) fn send_pool(&self, index: usize) {
+        let group = &self.groups[index];
+        for core in self.cores.iter() {
+            core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
+        }
     }
 
     /// What becomes of the sessions of a server whose checks found it down. An ejection is a guess,
@@ -326,8 +375,8 @@ impl Watcher {
     }
 
     fn note_check(&self, server: ServerId, result: &CheckResult) {
-        let mut standings = lock(&self.standings);
-        let Some(standing) = standings.get_mut(usize::from(server.0)) else {
+        let mut board = self.board.lock();
+        let Some(standing) = board.standing(server) else {
             return;
         };
         standing.last_check = Some(LastCheck {
@@ -347,21 +396,11 @@ impl Watcher {
         let Some(state) = self.groups[index].health.state(transition.server) else {
             return;
         };
-        let mut standings = lock(&self.standings);
-        let Some(standing) = standings.get_mut(usize::from(transition.server.0)) else {
+        let mut board = self.board.lock();
+        let Some(standing) = board.standing(transition.server) else {
             return;
         };
-        let State {
-            up,
-            status,
-            reason,
-            since_us,
-            ..
-        } = state;
-        standing.is_up = up;
-        standing.status = status.as_str();
-        standing.reason = described(reason);
-        standing.since_us = since_us;
+        show(standing, state);
         standing.transitions_total += 1;
         if transition.from.takes_connections() && !transition.to.takes_connections() {
             standing.downs_total += 1;
@@ -396,6 +435,14 @@ fn address_of(group: &Group, server: ServerId) -> String {
     found.map_or_else(String::new, |(_, server)| server.address.to_string())
 }
 
+/// How a server stands, as far as its health is concerned.
+pub(super) fn show(standing: &mut ServerStanding, state: State) {
+    standing.is_up = state.up;
+    standing.status = state.status.as_str();
+    standing.reason = described(state.reason);
+    standing.since_us = state.since_us;
+}
+
 /// The reason in words: what a failed check failed with stands behind it.
 fn described(reason: Reason) -> String {
     match reason.failure() {
@@ -405,8 +452,4 @@ fn described(reason: Reason) -> String {
             Some(status) => format!("{}: {} {status}", reason.as_str(), failure.as_str()),
         },
     }
-}
-
-fn lock(standings: &Standings) -> MutexGuard<'_, Vec<ServerStanding>> {
-    standings.lock().unwrap_or_else(PoisonError::into_inner)
 }

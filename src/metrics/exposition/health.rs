@@ -4,7 +4,10 @@ use super::page::{Labels, Page, seconds};
 use crate::metrics::{Scrape, ServerStanding};
 
 pub(super) fn health(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
-    let servers = || labels.servers.iter().zip(scrape.standings);
+    let servers = || {
+        let servers = labels.servers.iter().zip(scrape.standings);
+        servers.filter(|(label, _)| !label.is_empty())
+    };
     page.gauge(
         "corelay_server_up",
         "1 while the server gets new sessions, as far as its health is concerned.",
@@ -42,6 +45,22 @@ pub(super) fn health(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     for (label, standing) in servers() {
         if let Some(check) = &standing.last_check {
             page.sample(label, seconds(check.latency));
+        }
+    }
+}
+
+pub(super) fn lookups(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
+    page.counter(
+        "corelay_dns_lookups_total",
+        "Lookups of the names of an upstream's servers by result; a failed one leaves the servers as they were.",
+    );
+    for (label, lookups) in labels.upstreams.iter().zip(scrape.lookups) {
+        let Some(lookups) = lookups else { continue };
+        for (result, count) in [
+            ("answered", lookups.answered_total),
+            ("failed", lookups.failed_total),
+        ] {
+            page.sample(&format!("{label},result=\"{result}\""), count);
         }
     }
 }

@@ -30,6 +30,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     traffic::upstreams(&mut page, scrape, &labels);
     traffic::servers(&mut page, scrape, &labels);
     health::health(&mut page, scrape, &labels);
+    health::lookups(&mut page, scrape, &labels);
     traffic::latencies(&mut page, scrape, &labels);
     machinery::buffers(&mut page, scrape);
     machinery::movers(&mut page, scrape);

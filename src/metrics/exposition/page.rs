@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::metrics::{ClosedKey, CoreMetrics, LatencyHistogram, Names, Scrape};
+use crate::units::ServerId;
 
 /// Upper bounds of the histogram buckets, in microseconds, and as written in `le`, in seconds. From
 /// below a loopback round trip to an hour, the order of magnitude of a long-lived session; about three per decade.
@@ -40,6 +41,7 @@ pub(super) const BUCKETS: [(u64, &str); 25] = [
 pub(super) struct Labels {
     pub(super) listeners: Vec<String>,
     pub(super) upstreams: Vec<String>,
+    /// Empty for an id that no server has.
     pub(super) servers: Vec<String>,
 }
 
@@ -59,6 +61,9 @@ impl Labels {
         // labels would make the whole page invalid.
         let mut seen: HashMap<String, u32> = HashMap::new();
         let servers = names.servers.iter().map(|server| {
+            let Some(server) = server else {
+                return String::new();
+            };
             let group = upstream(server.upstream);
             let address = escaped(&server.address);
             let times = seen.entry(format!("{group},{address}")).or_default();
@@ -75,14 +80,19 @@ impl Labels {
         }
     }
 
+    fn has(&self, server: ServerId) -> bool {
+        let label = self.servers.get(usize::from(server.0));
+        label.is_some_and(|label| !label.is_empty())
+    }
+
     /// `upstream` and `server` of a session; empty where there was none.
     pub(super) fn server_of(&self, key: &ClosedKey) -> String {
         match (key.server, key.upstream) {
-            (Some(server), _) => self.servers[usize::from(server.0)].clone(),
-            (None, Some(upstream)) => {
+            (Some(server), _) if self.has(server) => self.servers[usize::from(server.0)].clone(),
+            (_, Some(upstream)) => {
                 format!("{},server=\"\"", self.upstreams[usize::from(upstream.0)])
             }
-            (None, None) => "upstream=\"\",server=\"\"".to_owned(),
+            (_, None) => "upstream=\"\",server=\"\"".to_owned(),
         }
     }
 }
@@ -152,7 +162,11 @@ impl Page {
         value: impl Fn(&T) -> u64,
     ) {
         for core in scrape.cores {
-            for (entry, label) in list(core).iter().zip(labels) {
+            for (entry, label) in list(core)
+                .iter()
+                .zip(labels)
+                .filter(|(_, it)| !it.is_empty())
+            {
                 self.sample(&format!("core=\"{}\",{label}", core.core), value(entry));
             }
         }

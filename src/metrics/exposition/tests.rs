@@ -12,9 +12,11 @@ use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 const AWKWARD: &str = "we\"ird\\name\nwith}{=,é";
 
 fn names() -> Names {
-    let server = |address: &str, upstream| ServerName {
-        address: address.to_owned(),
-        upstream: UpstreamId(upstream),
+    let server = |address: &str, upstream| {
+        Some(ServerName {
+            address: address.to_owned(),
+            upstream: UpstreamId(upstream),
+        })
     };
     Names {
         listeners: vec![
@@ -32,6 +34,8 @@ fn names() -> Names {
             server("127.0.0.1:9090", 0),
             server("127.0.0.1:9090", 0),
             server("127.0.0.1:9090", 1),
+            // Its server is gone.
+            None,
         ],
     }
 }
@@ -39,7 +43,7 @@ fn names() -> Names {
 fn cores() -> Vec<CoreMetrics> {
     (0..3)
         .map(|core| {
-            let mut metrics = CoreMetrics::new(CoreId(core), 2, 2, 3);
+            let mut metrics = CoreMetrics::new(CoreId(core), 2, 2, 4);
             let n = u64::from(core) + 1;
             for listener in &mut metrics.listeners {
                 listener.accepted_total = 10 * n;
@@ -54,7 +58,12 @@ fn cores() -> Vec<CoreMetrics> {
             metrics.servers[2]
                 .connect_failed_total
                 .insert(Cause::Refused, n);
-            for (server, cause) in [(Some(ServerId(1)), Cause::Finished), (None, Cause::Refused)] {
+            for (server, cause) in [
+                (Some(ServerId(1)), Cause::Finished),
+                (None, Cause::Refused),
+                // A core that has not heard yet that it is gone.
+                (Some(ServerId(3)), Cause::Reset),
+            ] {
                 metrics.closed.insert(
                     ClosedKey {
                         listener: ListenerId(1),
@@ -85,6 +94,13 @@ fn page() -> (String, Parsed) {
         version: "0.1.0",
         ring_features: &[("DEFER_TASKRUN", true), ("SEND_ZC", false)],
         standings: &vec![ServerStanding::default(); names.servers.len()],
+        lookups: &[
+            None,
+            Some(Lookups {
+                answered_total: 3,
+                failed_total: 1,
+            }),
+        ],
         now_us: 0,
     });
     let parsed = parse(&text);
@@ -236,7 +252,7 @@ fn sums_are_those_of_the_cores() {
     assert_eq!(parsed.sum(closed, &twin), 6.0);
     assert_eq!(
         parsed.sum(closed, &[("side", "upstream"), ("stage", "connect")]),
-        12.0
+        18.0
     );
     let failures = "corelay_upstream_connect_failures_total";
     assert_eq!(
@@ -256,6 +272,44 @@ fn sums_are_those_of_the_cores() {
     );
     assert_eq!(parsed.sum("corelay_process_open_fds", &[]), 12.0);
     assert_eq!(parsed.sum("corelay_uptime_seconds", &[]), 1.5);
+}
+
+#[test]
+fn a_server_that_is_gone_has_no_series_and_its_sessions_stay_counted() {
+    let (_, parsed) = page();
+    let servers = &parsed.series["corelay_upstream_connections_total"];
+    assert_eq!(servers.len(), 3 * 3, "a core and a server each");
+    let closed = "corelay_connections_closed_total";
+    assert_eq!(
+        parsed.sum(closed, &[("server", ""), ("cause", "reset")]),
+        6.0
+    );
+
+    let mut core = cores().remove(0);
+    core.server(ServerId(1)).connected_total = 7;
+    let before: u64 = core.closed.values().sum();
+    core.forget_server(ServerId(1));
+    assert_eq!(core.server(ServerId(1)).connected_total, 0);
+    assert_eq!(core.closed.values().sum::<u64>(), before);
+    assert!(
+        core.closed
+            .keys()
+            .all(|key| key.server != Some(ServerId(1)))
+    );
+}
+
+#[test]
+fn lookups_are_shown_where_there_are_names() {
+    let (_, parsed) = page();
+    let lookups = &parsed.series["corelay_dns_lookups_total"];
+    assert_eq!(lookups.len(), 2);
+    let sum = |result| {
+        parsed.sum(
+            "corelay_dns_lookups_total",
+            &[("upstream", "db"), ("result", result)],
+        )
+    };
+    assert_eq!((sum("answered"), sum("failed")), (3.0, 1.0));
 }
 
 #[test]

@@ -151,7 +151,8 @@ pub(super) fn servers(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Connection attempts that failed, by cause.",
     );
     for core in scrape.cores {
-        for (server, name) in core.servers.iter().zip(names) {
+        let servers = core.servers.iter().zip(names);
+        for (server, name) in servers.filter(|(_, name)| !name.is_empty()) {
             let causes: BTreeMap<&Cause, &u64> = server.connect_failed_total.iter().collect();
             for (cause, count) in causes {
                 let cause = cause.as_str();
