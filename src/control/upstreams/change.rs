@@ -30,7 +30,6 @@ impl Watcher {
         let new: Vec<Arc<SharedServer>> = new.filter(|it| !known.contains(&it.id)).collect();
         let group = &mut self.groups[index];
         let transitions = group.health.set_servers(&ids, now_us);
-        log(group, &before, &new, &gone);
         for server in &new {
             // It may have been down when it went.
             server.end_sessions(false);
@@ -38,7 +37,7 @@ impl Watcher {
             self.upstream_of.insert(server.id, index);
         }
         self.list(index, &new);
-        for id in gone {
+        for &id in &gone {
             self.upstream_of.remove(&id);
             self.roster.strike(id, now_us);
             if let Some(standing) = self.board.lock().standing(id) {
@@ -50,6 +49,7 @@ impl Watcher {
         }
         self.groups[index].pool = Arc::new(self.pool_of(index, members, servers, &before, now_us));
         self.send_pool(index);
+        log(&self.groups[index], &before, &new, &gone);
         if let Some(checker) = &self.checker {
             checker.set(super::watch::targets(&self.groups));
         }
