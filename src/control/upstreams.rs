@@ -51,7 +51,7 @@ pub(super) fn first(
     resolved: &[Answers],
     making: &Making,
 ) -> (Vec<Arc<Pool>>, Roster) {
-    let mut roster = Roster::default();
+    let mut roster = Roster::new();
     let mut pools = Vec::with_capacity(resolved.len());
     for (index, (upstream, answers)) in config.upstreams.iter().zip(resolved).enumerate() {
         let id = UpstreamId(index as u16);

@@ -139,6 +139,48 @@ fn case_48_other_addresses_are_other_servers_and_live_sessions_go_on() {
 }
 
 #[test]
+fn an_id_given_away_has_a_new_name_and_counts_of_its_own() {
+    let nameserver = NameServer::start();
+    let (port, _servers) = servers([1, 2, 3]);
+    nameserver.set_addresses(NAME, [ip(1), ip(2)]);
+    let config = to_name(&nameserver, format!("{NAME}:{port}"));
+    let launch = Launch::default().env("CORELAY_TEST_REMEMBERED_US", "1000");
+    let proxy = launch.start(&config);
+    for _ in 0..8 {
+        echo_once(&proxy);
+    }
+    let connected = |proxy: &Proxy, last: u8| {
+        let server = format!("127.0.0.{last}:{port}");
+        let labels = [("server", server.as_str())];
+        proxy
+            .metrics()
+            .sum_where("corelay_upstream_connections_total", &labels)
+    };
+    assert!(connected(&proxy, 1) > 0.0);
+    let listed = |proxy: &Proxy| -> Vec<String> {
+        let standings = standings(proxy).into_iter();
+        standings.map(|(server, _, _)| server).collect()
+    };
+    let server = |last: u8| format!("127.0.0.{last}:{port}");
+    nameserver.set_addresses(NAME, [ip(2)]);
+    changed(&proxy, "", &server(1));
+    wait_until("it is forgotten", || listed(&proxy) == [server(2)]);
+    let closed = "corelay_connections_closed_total";
+    assert_eq!(proxy.metrics().sum(closed), 8.0, "they stay counted");
+    assert!(proxy.metrics().sum_where(closed, &[("server", "")]) > 0.0);
+
+    // The id is free for the third.
+    nameserver.set_addresses(NAME, [ip(3)]);
+    changed(&proxy, &server(3), &server(2));
+    assert_eq!(connected(&proxy, 3), 0.0);
+    echo_once(&proxy);
+    assert_eq!(proxy.access_lines(9)[8]["server"], server(3));
+    wait_until("it is counted", || connected(&proxy, 3) == 1.0);
+    wait_until("the second is forgotten", || listed(&proxy) == [server(3)]);
+    proxy.finish();
+}
+
+#[test]
 fn case_48_without_an_answer_the_last_servers_stay() {
     let nameserver = NameServer::start();
     let (port, _servers) = servers([1]);

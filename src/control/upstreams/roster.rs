@@ -15,8 +15,8 @@ use crate::worker::servers::SharedServer;
 const REMEMBERED_US: u64 = 10 * 60 * 1_000_000;
 
 /// See the head of this file.
-#[derive(Default)]
 pub(in crate::control) struct Roster {
+    remembered_us: u64,
     /// By [`ServerId`]; `None` is free.
     slots: Vec<Option<Slot>>,
     ids: HashMap<(UpstreamId, Address), ServerId>,
@@ -29,6 +29,15 @@ struct Slot {
 }
 
 impl Roster {
+    /// Without a server.
+    pub(super) fn new() -> Self {
+        Self {
+            remembered_us: test_remembered_us().unwrap_or(REMEMBERED_US),
+            slots: Vec::new(),
+            ids: HashMap::new(),
+        }
+    }
+
     /// The server of an upstream at this address, made if it is new; `None`: there are no ids left.
     pub(super) fn enroll(
         &mut self,
@@ -78,7 +87,7 @@ impl Roster {
             let Some(since_us) = slot.gone_since_us else {
                 continue;
             };
-            if now_us < since_us + REMEMBERED_US {
+            if now_us < since_us + self.remembered_us {
                 continue;
             }
             if slot.server.load() > 0 {
@@ -97,8 +106,19 @@ impl Roster {
     pub(super) fn next_us(&self) -> Option<u64> {
         let slots = self.slots.iter().flatten();
         let gone = slots.filter_map(|slot| slot.gone_since_us);
-        gone.min().map(|since_us| since_us + REMEMBERED_US)
+        gone.min().map(|since_us| since_us + self.remembered_us)
     }
+}
+
+/// Less patience, to see an id given away. Debug builds only.
+fn test_remembered_us() -> Option<u64> {
+    if !cfg!(debug_assertions) {
+        return None;
+    }
+    std::env::var("CORELAY_TEST_REMEMBERED_US")
+        .ok()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -116,7 +136,7 @@ mod tests {
 
     #[test]
     fn who_comes_back_gets_its_id_and_who_is_new_another() {
-        let mut roster = Roster::default();
+        let mut roster = Roster::new();
         assert_eq!([1, 2].map(|port| enroll(&mut roster, port).0), [0, 1]);
         roster.strike(ServerId(0), 5);
         assert_eq!(enroll(&mut roster, 3).0, 2);
@@ -126,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_id_is_given_away_only_after_a_while() {
-        let mut roster = Roster::default();
+        let mut roster = Roster::new();
         enroll(&mut roster, 1);
         enroll(&mut roster, 2);
         roster.strike(ServerId(0), 5);
@@ -140,7 +160,7 @@ mod tests {
 
     #[test]
     fn one_with_a_session_is_remembered() {
-        let mut roster = Roster::default();
+        let mut roster = Roster::new();
         let address: Address = "192.0.2.1:1".parse().expect("an address");
         let make = |id| SharedServer::new(id, UPSTREAM, address.clone(), None, None, 1);
         let server = roster.enroll(UPSTREAM, &address, make).expect("room");
