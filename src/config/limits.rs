@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::model::{
     Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, Keepalive,
     Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay,
-    Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    RetryBudget, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -206,6 +206,7 @@ pub const DEFAULT_EJECT: Eject = Eject {
 pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     balance: Balance::RoundRobin,
     retries: 3,
+    retry_budget: None,
     queue: Queue {
         max: 0,
         timeout: Duration::from_secs(5),
@@ -217,6 +218,15 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     fallback: None,
     proxy_protocol: None,
 };
+/// What Linkerd grants: load grows by a fifth at most, and an upstream with few sessions has its retries.
+pub const DEFAULT_RETRY_BUDGET: RetryBudget = RetryBudget {
+    percent: 20,
+    min_per_second: 10,
+};
+/// More than all is no budget.
+pub const RETRY_PERCENT: RangeInclusive<u64> = 0..=100;
+/// Retries per second: more than a host can begin.
+pub const RETRIES_PER_SECOND: RangeInclusive<u64> = 0..=1_000_000;
 /// Most names that one listener routes by.
 pub const ROUTE_NAMES_MAX: usize = 10_000;
 /// As HAProxy's documentation advises: longer than one lost segment takes to come again.

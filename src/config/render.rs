@@ -16,8 +16,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, ServerAddress, Target,
-    Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, RetryBudget, Route, Server, ServerAddress,
+    Target, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
@@ -238,6 +238,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
             UpstreamPolicy {
                 balance,
                 retries,
+                retry_budget,
                 queue,
                 eject,
                 slow_start,
@@ -253,6 +254,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
     let mut entries = vec![
         ("balance", word(&BALANCES, balance)),
         ("retries", (*retries).into()),
+        ("retry_budget", render_retry_budget(retry_budget.as_ref())),
         ("queue", render_queue(queue)),
         ("check", health::check(check.as_ref())),
         ("eject", health::eject(eject.as_ref())),
@@ -271,6 +273,20 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         entries.insert(entries.len() - 1, ("fallback", text(name)));
     }
     mapping(entries)
+}
+
+fn render_retry_budget(budget: Option<&RetryBudget>) -> Value {
+    let Some(budget) = budget else {
+        return text("off");
+    };
+    let RetryBudget {
+        percent,
+        min_per_second,
+    } = budget;
+    mapping([
+        ("percent", (*percent).into()),
+        ("min_per_second", (*min_per_second).into()),
+    ])
 }
 
 fn render_queue(queue: &Queue) -> Value {

@@ -298,6 +298,8 @@ pub struct UpstreamMetrics {
     pub first_byte: LatencyHistogram,
     /// Further servers tried after one had failed.
     pub retries_total: u64,
+    /// Those not tried for want of budget.
+    pub retries_denied_total: u64,
     /// Sessions that had to wait for a place on a server.
     pub queued_total: u64,
     /// Those that wait now.

@@ -164,6 +164,7 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
             "connect": latency(&connect),
             "first_byte": latency(&merged(scrape, |core| &core.upstreams[index].first_byte)),
             "retries": total(|u| u.retries_total),
+            "retries_denied": total(|u| u.retries_denied_total),
             "queued": total(|u| u.queued),
             "queued_total": total(|u| u.queued_total),
             "servers": servers,

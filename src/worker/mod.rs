@@ -491,6 +491,11 @@ impl Core {
         }
     }
 
+    fn note_retry_denied(&self, upstream: UpstreamId) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.upstream(upstream).retries_denied_total += 1;
+    }
+
     fn note_queued(&self, upstream: UpstreamId) {
         let mut metrics = self.ledger.metrics.borrow_mut();
         metrics.upstream(upstream).queued_total += 1;

@@ -159,6 +159,10 @@ impl Servers for Route<'_> {
         if self.tried.len() > usize::from(self.group.settings.retries) {
             return Err(NoNext::Tried);
         }
+        if !self.group.grants(self.tried.len()) {
+            self.core.note_retry_denied(self.group.upstream());
+            return Err(NoNext::Tried);
+        }
         loop {
             // Whoever waits was here first.
             if !self.group.queue.has_waiters() {

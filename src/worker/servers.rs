@@ -23,6 +23,8 @@ use crate::balance::{Algorithm, Balancer, Candidate, Options};
 use crate::mode::proxy::Told;
 use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
+use crate::policy::retry_budget::{Grant, RetryBudget};
+use crate::sys::clock;
 use crate::sys::source::Source;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
 
@@ -146,6 +148,10 @@ pub struct UpstreamSettings {
     pub sample: bool,
     /// Further servers after the first.
     pub retries: u16,
+    /// How many sessions may try one; `None` is all.
+    pub retry_grant: Option<Grant>,
+    /// Cores that share it.
+    pub cores: usize,
     /// Sessions that may wait for a place, over all cores.
     pub queue_max: u32,
     /// How long each may.
@@ -270,6 +276,7 @@ pub(super) struct Group {
     pub(super) settings: UpstreamSettings,
     pub(super) queue: Rc<Queue>,
     pub(super) origins: Origins,
+    retry_budget: Option<RefCell<RetryBudget>>,
     balancer: RefCell<Balancer>,
     /// Of the present pool.
     servers: RefCell<HashMap<ServerId, Rc<Here>>>,
@@ -290,8 +297,10 @@ impl Group {
             sample: settings.sample,
         };
         let balancer = Balancer::new(options, &pool.candidates());
+        let budget = |grant| RetryBudget::new(grant, settings.cores, clock::now_us());
         let group = Self {
             core,
+            retry_budget: settings.retry_grant.map(budget).map(RefCell::new),
             origins: Origins::new(settings.source.clone(), core),
             settings,
             queue,
@@ -326,6 +335,19 @@ impl Group {
 
     pub(super) fn upstream(&self) -> UpstreamId {
         self.queue.upstream()
+    }
+
+    /// Whether a session that has tried so many servers may try another.
+    pub(super) fn grants(&self, tried: usize) -> bool {
+        let Some(budget) = &self.retry_budget else {
+            return true;
+        };
+        let now_us = clock::now_us();
+        if tried == 0 {
+            budget.borrow_mut().begin(now_us);
+            return true;
+        }
+        budget.borrow_mut().try_retry(now_us)
     }
 
     /// A place on the server whose turn it is, those in `tried` left out.

@@ -11,9 +11,9 @@ use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
     Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, Keepalive,
     Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
-    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress,
-    Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict,
-    Workers,
+    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, RetryBudget, Route, RouteBy, Server,
+    ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy,
+    Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -348,6 +348,10 @@ fn a_config() -> impl Strategy<Value = Config> {
                     policy: UpstreamPolicy {
                         balance: BALANCES[backlog as usize % BALANCES.len()],
                         retries: backlog as u16 % 101,
+                        retry_budget: (backlog % 3 == 1).then_some(RetryBudget {
+                            percent: backlog as u8 % 101,
+                            min_per_second: backlog,
+                        }),
                         queue: Queue {
                             max: backlog,
                             timeout: Duration::from_millis(backlog.into()),

@@ -40,6 +40,8 @@ pub struct UpstreamPolicy {
     pub balance: Balance,
     /// Further servers that are tried after the first has failed.
     pub retries: u16,
+    /// How many of its sessions may try a further server; `None` is all.
+    pub retry_budget: Option<RetryBudget>,
     /// Sessions that wait for a place on a server while every server is full.
     pub queue: Queue,
     /// Setting servers aside that fail sessions; `None` sets nobody aside.
@@ -54,6 +56,15 @@ pub struct UpstreamPolicy {
     pub fallback: Option<UpstreamId>,
     /// The PROXY header that servers get before the client's bytes.
     pub proxy_protocol: Option<ProxySent>,
+}
+
+/// How many sessions of an upstream may try a further server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Retries per 100 sessions that began lately.
+    pub percent: u8,
+    /// Retries per second however few began.
+    pub min_per_second: u32,
 }
 
 /// What becomes of the sessions of a server that went down.

@@ -5,16 +5,19 @@ use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::source::source;
 use super::{parse_server, proxy, within};
 use crate::config::limits::{
-    DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES, SERVERS_MAX, TIMEOUT,
-    WEIGHT,
+    DEFAULT_RETRY_BUDGET, DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
+    RETRIES_PER_SECOND, RETRY_PERCENT, SERVERS_MAX, TIMEOUT, WEIGHT,
 };
-use crate::config::model::{Balance, OnNoServer, Queue, ServerAddress, UpstreamPolicy};
+use crate::config::model::{
+    Balance, OnNoServer, Queue, RetryBudget, ServerAddress, UpstreamPolicy,
+};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 12] = [
+pub(super) const UPSTREAM_KEYS: [&str; 13] = [
     "balance",
     "retries",
+    "retry_budget",
     "queue",
     "check",
     "eject",
@@ -27,6 +30,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 12] = [
     "servers",
 ];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
+pub(super) const RETRY_BUDGET_KEYS: [&str; 2] = ["percent", "min_per_second"];
 pub(super) const QUEUE_KEYS: [&str; 2] = ["max", "timeout"];
 
 /// The words of `balance`.
@@ -97,6 +101,10 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
         .map_or(DEFAULT_UPSTREAM.retries, |retries| {
             u16::try_from(retries).expect("within RETRIES")
         });
+    let retry_budget = section
+        .get("retry_budget")
+        .and_then(|at| retry_budget(report, at))
+        .unwrap_or(DEFAULT_UPSTREAM.retry_budget);
     let queue = section
         .get("queue")
         .and_then(|at| queue(report, at))
@@ -127,6 +135,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
     UpstreamPolicy {
         balance,
         retries,
+        retry_budget,
         queue,
         eject,
         slow_start,
@@ -138,6 +147,24 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
             .and_then(|at| proxy::sent(report, at))
             .flatten(),
     }
+}
+
+/// `off`, or a section.
+fn retry_budget(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<RetryBudget>> {
+    if report.is_off(at) {
+        return Some(None);
+    }
+    let section = report.section(at, &RETRY_BUDGET_KEYS)?;
+    let percent = section
+        .get("percent")
+        .and_then(|at| report.number(at, &RETRY_PERCENT));
+    let min_per_second = section
+        .get("min_per_second")
+        .and_then(|at| report.number(at, &RETRIES_PER_SECOND));
+    Some(Some(RetryBudget {
+        percent: percent.map_or(DEFAULT_RETRY_BUDGET.percent, |it| it as u8),
+        min_per_second: min_per_second.map_or(DEFAULT_RETRY_BUDGET.min_per_second, |it| it as u32),
+    }))
 }
 
 /// `off`, or a section.

@@ -9,6 +9,7 @@ use crate::config::model::{
 };
 use crate::control::health::{CheckAt, CheckSpec};
 use crate::mode::proxy::Told;
+use crate::policy::retry_budget::Grant;
 use crate::sys::clock::micros;
 use crate::sys::source::Source;
 use crate::wire::proxy::Version;
@@ -36,6 +37,11 @@ pub(in crate::control) fn settings(
             Balance::FirstAvailable => Algorithm::FirstAvailable,
         },
         retries: policy.retries,
+        retry_grant: policy.retry_budget.map(|budget| Grant {
+            percent: budget.percent.into(),
+            min_per_second: budget.min_per_second,
+        }),
+        cores,
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
         without_server: match policy.on_no_server {

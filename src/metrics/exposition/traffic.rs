@@ -112,6 +112,11 @@ pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Further servers tried after one had failed.",
     );
     page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_total);
+    page.counter(
+        "corelay_upstream_retries_denied_total",
+        "Further servers not tried for want of retry_budget.",
+    );
+    page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_denied_total);
     page.gauge(
         "corelay_upstream_queued",
         "Sessions that wait for a place on a server.",
