@@ -219,6 +219,10 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
 };
 /// Most names that one listener routes by.
 pub const ROUTE_NAMES_MAX: usize = 10_000;
+/// Most protocols that one listener routes by: several times as many as are registered.
+pub const ROUTE_PROTOCOLS_MAX: usize = 256;
+/// Longest name of a protocol, in bytes (RFC 7301 section 3.1).
+pub const PROTOCOL_MAX_BYTES: usize = 255;
 /// As HAProxy's documentation advises: longer than one lost segment takes to come again.
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// See [`DEFAULT_ROUTE_TIMEOUT`].

@@ -192,6 +192,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
 fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
     let Some(Route {
         by,
+        alpn,
         names,
         no_name,
         other_protocol,
@@ -201,8 +202,15 @@ fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
         return text("off");
     };
     let name_of = |id: &UpstreamId| text(&upstreams[usize::from(id.0)].name);
+    let mut entries = vec![("by", word(&ROUTE_BYS, by))];
+    if !alpn.is_empty() {
+        let protocols = alpn.iter().map(|(it, to)| (bytes_text(it), name_of(to)));
+        let protocols: Vec<(String, Value)> = protocols.collect();
+        let protocols = protocols.iter().map(|(it, to)| (it.as_str(), to.clone()));
+        entries.push(("alpn", mapping(protocols)));
+    }
     let names = names.iter().map(|(name, to)| (name.as_str(), name_of(to)));
-    let mut entries = vec![("by", word(&ROUTE_BYS, by)), ("names", mapping(names))];
+    entries.push(("names", mapping(names)));
     entries.extend(no_name.iter().map(|to| ("no_name", name_of(to))));
     entries.extend(
         other_protocol
@@ -211,6 +219,17 @@ fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
     );
     entries.push(("timeout", duration(*timeout)));
     mapping(entries)
+}
+
+/// As text where it is plain text, else in hexadecimal digits.
+fn bytes_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(plain) if !plain.starts_with("hex:") => plain.to_owned(),
+        _ => {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+            format!("hex:{}", digits.collect::<String>())
+        }
+    }
 }
 
 fn render_accept(accept: &Accept) -> Value {

@@ -280,7 +280,16 @@ fn a_config() -> impl Strategy<Value = Config> {
                         timeout: Duration::from_millis(backlog.into()),
                     }),
                     route: (backlog % 4 == 2).then(|| Route {
-                        by: RouteBy::Host,
+                        by: if backlog % 8 == 2 {
+                            RouteBy::Host
+                        } else {
+                            RouteBy::Sni
+                        },
+                        alpn: [b"acme-tls/1".to_vec(), b"hex:$x".to_vec(), vec![0, 255]]
+                            .map(|protocol| (protocol, UpstreamId(number)))
+                            .into_iter()
+                            .take(if backlog % 8 == 2 { 0 } else { 3 })
+                            .collect(),
                         names: vec![
                             ("a.example".to_owned(), UpstreamId(number)),
                             ("*.b.example".to_owned(), UpstreamId(number)),

@@ -381,8 +381,12 @@ impl Draft {
                 let named =
                     |named: &Option<(String, Place)>| named.as_ref().map(|(name, _)| id_of(name));
                 let names = route.names.iter();
+                let protocols = route.alpn.iter();
                 Route {
                     by: route.by,
+                    alpn: protocols
+                        .map(|(protocol, to, _)| (protocol.clone(), id_of(to)))
+                        .collect(),
                     names: names
                         .map(|(name, to, _)| (name.clone(), id_of(to)))
                         .collect(),

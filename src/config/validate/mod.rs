@@ -5,6 +5,7 @@
 //! colliding addresses) are [`cross`]'s, and only a draft without a single finding becomes a
 //! [`Config`].
 
+mod bytes;
 mod cross;
 mod dns;
 mod health;
