@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, Keepalive,
-    Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay,
-    Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, HashBy,
+    Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
+    Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -205,6 +205,7 @@ pub const DEFAULT_EJECT: Eject = Eject {
 /// long a client may wait; a few seconds outlast a burst and not a client's patience.
 pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     balance: Balance::RoundRobin,
+    hash: HashBy::Source,
     retries: 3,
     queue: Queue {
         max: 0,

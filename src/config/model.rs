@@ -21,7 +21,7 @@ pub use listener::{
 };
 pub use source::{AddressRange, Source};
 pub use upstream::{
-    Balance, Eject, OnDown, OnNoServer, ProxySent, Queue, Server, ServerAddress, Upstream,
+    Balance, Eject, HashBy, OnDown, OnNoServer, ProxySent, Queue, Server, ServerAddress, Upstream,
     UpstreamPolicy,
 };
 

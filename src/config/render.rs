@@ -20,8 +20,8 @@ use super::model::{
     Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
-    ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, HASHES, LOG_FORMATS, LOG_LEVELS, MOVERS,
+    ON_DOWNS, ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
 };
 use crate::units::{ByteSize, UpstreamId, format_duration};
 
@@ -256,6 +256,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         policy:
             UpstreamPolicy {
                 balance,
+                hash,
                 retries,
                 queue,
                 eject,
@@ -269,8 +270,11 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         source,
         servers,
     } = upstream;
-    let mut entries = vec![
-        ("balance", word(&BALANCES, balance)),
+    let mut entries = vec![("balance", word(&BALANCES, balance))];
+    if balance.hashes() {
+        entries.push(("hash", word(&HASHES, hash)));
+    }
+    entries.extend([
         ("retries", (*retries).into()),
         ("queue", render_queue(queue)),
         ("check", health::check(check.as_ref())),
@@ -284,7 +288,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),
         ),
-    ];
+    ]);
     if let Some(fallback) = fallback {
         let name = &upstreams[usize::from(fallback.0)].name;
         entries.insert(entries.len() - 1, ("fallback", text(name)));

@@ -9,11 +9,11 @@ use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
-    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, Keepalive,
-    Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
-    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress,
-    Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict,
-    Workers,
+    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, HashBy,
+    Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
+    PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server,
+    ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy,
+    Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -356,6 +356,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                     name,
                     policy: UpstreamPolicy {
                         balance: BALANCES[backlog as usize % BALANCES.len()],
+                        hash: HashBy::Source,
                         retries: backlog as u16 % 101,
                         queue: Queue {
                             max: backlog,
@@ -383,9 +384,25 @@ fn a_config() -> impl Strategy<Value = Config> {
                     servers,
                 });
             }
+            hash_names(&mut config);
             config
         },
     )
+}
+
+/// Every upstream that hashes and gets names alone hashes those.
+fn hash_names(config: &mut Config) {
+    for (index, upstream) in config.upstreams.iter_mut().enumerate() {
+        let id = UpstreamId(u16::try_from(index).expect("few"));
+        let leads_here = |it: &&Listener| match &it.target {
+            Target::One(upstream) => *upstream == id,
+            Target::Split { parts, .. } => parts.iter().any(|(upstream, _)| *upstream == id),
+        };
+        let mut listeners = config.listeners.iter().filter(leads_here);
+        if upstream.policy.balance.hashes() && listeners.all(|it| it.route.is_some()) {
+            upstream.policy.hash = HashBy::Name;
+        }
+    }
 }
 
 fn a_dns(seed: u32) -> Dns {

@@ -298,6 +298,92 @@ fn a_protocol_that_is_offered_comes_before_the_name() {
     bed.proxy.finish();
 }
 
+/// The server that each of these requests reached, in their order.
+fn servers_of(proxy: &Proxy, requests: &[(SocketAddr, Vec<u8>)]) -> Vec<String> {
+    let seen = proxy.access_so_far().len();
+    let mut clients = Vec::new();
+    for (to, request) in requests {
+        let mut client = connect(*to);
+        client.write_all(request).unwrap();
+        expect_bytes(&mut client, request);
+        clients.push(client.local_addr().unwrap().to_string());
+    }
+    let lines = proxy.access_lines(seen + requests.len()).split_off(seen);
+    let server = |client: &String| {
+        let mut lines = lines.iter();
+        let line = lines.find(|line| line["downstream"] == **client).unwrap();
+        line["server"].as_str().unwrap().to_owned()
+    };
+    clients.iter().map(server).collect()
+}
+
+fn request_for(name: &str) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").into_bytes()
+}
+
+#[test]
+fn a_name_reaches_the_same_server_on_every_core_and_in_every_process_by_sni_and_by_host() {
+    let servers: [Handle; 4] = std::array::from_fn(|_| Server::echo().start().unwrap());
+    let dead = RefusedPort::new().unwrap();
+    for balance in ["source_hash", "maglev"] {
+        let addresses = servers.each_ref().map(Handle::address);
+        let config = Config::to(addresses)
+            .set("upstreams.app.balance", balance)
+            .set("upstreams.app.hash", "name")
+            .set("listeners.edge.route.by", "sni")
+            .set(
+                "listeners.web",
+                json!({ "bind": "127.0.0.1:0", "upstream": "app", "route": { "by": "host" } }),
+            )
+            // Hashed anew for the upstream that a session falls back to.
+            .set(
+                "upstreams.dead",
+                json!({
+                    "servers": [dead.address().to_string()],
+                    "check": { "interval": "50ms", "fall": 1 },
+                    "fallback": "app",
+                }),
+            )
+            .set(
+                "listeners.falls",
+                json!({ "bind": "127.0.0.1:0", "upstream": "dead", "route": { "by": "host" } }),
+            );
+        let names: Vec<String> = (0..24).map(|number| format!("s{number}.example")).collect();
+        let mut choices = Vec::new();
+        for _ in 0..2 {
+            let proxy = Proxy::start(&config);
+            let at = |name: &str| proxy.listener(name).parse::<SocketAddr>().unwrap();
+            proxy.wait_log("a server gets no new sessions");
+            let by_sni = names.iter().map(|name| (at("edge"), hello(name)));
+            let by_sni = servers_of(&proxy, &by_sni.collect::<Vec<_>>());
+            for listener in ["web", "falls"] {
+                // More than once, and in upper case: two cores accept them.
+                for name in [str::to_owned as fn(&str) -> String, str::to_uppercase] {
+                    let requests = names
+                        .iter()
+                        .map(|it| (at(listener), request_for(&name(it))));
+                    let by_host = servers_of(&proxy, &requests.collect::<Vec<_>>());
+                    assert_eq!(by_host, by_sni, "{balance}, {listener}");
+                }
+            }
+            // Without a name it is the address, of which there is one.
+            let nameless = records(&client_hello(None, &[], 0), 16_384);
+            let mut nameless = servers_of(&proxy, &vec![(at("edge"), nameless); 8]);
+            let plain = b"SSH-2.0-x\r\n".to_vec();
+            nameless.extend(servers_of(&proxy, &[(at("web"), plain)]));
+            nameless.dedup();
+            assert_eq!(nameless.len(), 1, "{nameless:?}");
+            proxy.finish();
+            choices.push(by_sni);
+        }
+        assert_eq!(choices[0], choices[1], "{balance}");
+        let mut used = choices.remove(0);
+        used.sort();
+        used.dedup();
+        assert!(used.len() > 1, "24 names, and one address");
+    }
+}
+
 /// A TLS server of OpenSSL's that answers with a page.
 struct TlsServer {
     child: std::process::Child,

@@ -26,6 +26,9 @@ pub(in crate::config) const ROUTE_BYS: [(&str, RouteBy); 2] =
 
 /// As written; upstreams are still names.
 pub(super) struct RouteDraft {
+    pub(super) place: Place,
+    /// Nothing says where sessions go: the name is for somebody else.
+    pub(super) is_bare: bool,
     pub(super) by: RouteBy,
     /// Protocol, upstream, place of the upstream.
     pub(super) alpn: Vec<(Vec<u8>, String, Place)>,
@@ -64,12 +67,7 @@ pub(super) fn route(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<RouteDra
         );
     }
     let alpn = alpn_at.map_or_else(Vec::new, |at| protocols(report, at));
-    let names_at = match section.get("names") {
-        None if alpn_at.is_none() => {
-            section.require(report, "names", "names: { app.example.com: app }")
-        }
-        names_at => names_at,
-    };
+    let names_at = section.get("names");
     let names = names_at.map_or_else(Vec::new, |at| names(report, at));
     let mut named = |key| {
         let at = section.get(key)?;
@@ -81,7 +79,10 @@ pub(super) fn route(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<RouteDra
         .get("timeout")
         .and_then(|at| report.duration(at, &TIMEOUT))
         .unwrap_or(DEFAULT_ROUTE_TIMEOUT);
+    let ways = ["alpn", "names", "no_name", "other_protocol"];
     Some(RouteDraft {
+        place: at.place(),
+        is_bare: ways.iter().all(|key| section.get(key).is_none()),
         by: by?,
         alpn,
         names,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, Eject, HashBy, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
 };
 use crate::control::health::{CheckAt, CheckSpec};
 use crate::mode::proxy::Told;
@@ -35,6 +35,7 @@ pub(in crate::control) fn settings(
             Balance::Maglev => Algorithm::Maglev,
             Balance::FirstAvailable => Algorithm::FirstAvailable,
         },
+        hashes_name: policy.hash == HashBy::Name,
         retries: policy.retries,
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
