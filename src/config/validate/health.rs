@@ -85,7 +85,14 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
         return Some(None);
     }
     if !matches!(at.node.value, Value::Map(_)) {
-        // An exchange has no word of its own: it needs what to send.
+        if report.is_word(at, "exchange") {
+            report.add(
+                at.place(),
+                "an exchange needs `expect` or `contains`: what the answer begins with, or has in it",
+                "write a section, like `check: { type: exchange, send: \"PING\\r\\n\", expect: \"+PONG\" }`",
+            );
+            return None;
+        }
         let words = [("tcp", Type::Tcp), ("tls", Type::Tls), ("http", Type::Http)];
         let kind = match report.choice(at, &words)? {
             Type::Http => CheckKind::Http {

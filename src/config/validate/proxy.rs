@@ -5,6 +5,7 @@ use crate::config::model::{ProxyRequired, ProxySent, ProxyVersions};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report};
 use crate::units::network::Network;
+use crate::units::shorten;
 
 pub(super) const REQUIRED_KEYS: [&str; 3] = ["versions", "trusted", "timeout"];
 pub(super) const SENT_KEYS: [&str; 3] = ["version", "crc32c", "pass_tlvs"];
@@ -23,6 +24,21 @@ pub(in crate::config) const ALL: &str = "all";
 pub(super) fn required(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<ProxyRequired>> {
     if report.is_off(at) {
         return Some(None);
+    }
+    if matches!(at.node.value, Value::Scalar(_)) {
+        let word = report.text(at)?;
+        let is_version = VERSIONS.iter().any(|(known, _)| *known == word);
+        let versions = if is_version {
+            format!(", versions: {word}")
+        } else {
+            String::new()
+        };
+        report.add(
+            at.place(),
+            format!("`{}` does not say who may send a header", shorten(&word)),
+            format!("write `proxy_protocol: {{ trusted: [10.0.0.0/8]{versions} }}`, or off"),
+        );
+        return None;
     }
     let section = report.section(at, &REQUIRED_KEYS)?;
     let versions = section
