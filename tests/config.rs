@@ -341,7 +341,7 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 25] = [
+const ALTERNATIVES: [&str; 26] = [
     "upstreams.NAME.check.server_name",
     "upstreams.NAME.check.send",
     "upstreams.NAME.check.expect",
@@ -361,6 +361,7 @@ const ALTERNATIVES: [&str; 25] = [
     "upstreams.NAME.proxy_protocol.version",
     "upstreams.NAME.proxy_protocol.crc32c",
     "upstreams.NAME.proxy_protocol.pass_tlvs",
+    "upstreams.NAME.proxy_protocol.unique_id",
     "upstreams.NAME.source.address",
     "upstreams.NAME.source.interface",
     "upstreams.NAME.source.mark",

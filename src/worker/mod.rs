@@ -35,7 +35,7 @@ use crate::core::busy_poll::BusyPoll;
 use crate::core::mailbox::{Receiver, Sender};
 use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
-use crate::log::{Producer, RateLimit};
+use crate::log::{Producer, RateLimit, SessionId};
 use crate::metrics::CoreMetrics;
 use crate::mode::proxy::Required;
 use crate::mode::route::Routes;
@@ -68,6 +68,8 @@ pub struct Service {
     pub socket_options: Options,
     /// Deadlines of relayed sessions.
     pub relay: RelayOptions,
+    /// The first part of every session's id.
+    pub start_nonce: u32,
     /// How long a core looks for work before it sleeps; zero is not at all.
     pub busy_poll: Duration,
     /// For one connection attempt.
@@ -488,6 +490,14 @@ impl Core {
                 Ok(admitted.pass)
             }
             Err(cause) => Err((cause, door.resets())),
+        }
+    }
+
+    fn session_id(&self, sequence: u64) -> SessionId {
+        SessionId {
+            nonce: self.service.start_nonce,
+            core: self.id,
+            sequence,
         }
     }
 

@@ -11,6 +11,7 @@ use super::servers::{Group, NoSeat, Seat, WithoutServer};
 use super::{Core, queue};
 use crate::balance::{hash_address, hash_text};
 use crate::core::{self, Either};
+use crate::log::SessionId;
 use crate::mode::proxy::Introduced;
 use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
@@ -50,6 +51,7 @@ impl Client {
 pub(super) struct Route<'a> {
     core: &'a Core,
     group: Rc<Group>,
+    id: SessionId,
     client: Client,
     /// See [`Client::hash`].
     hash: u64,
@@ -58,12 +60,13 @@ pub(super) struct Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Client) -> Self {
+    pub(super) fn new(core: &'a Core, upstream: UpstreamId, id: SessionId, client: Client) -> Self {
         let group = Rc::clone(&core.groups[usize::from(upstream.0)]);
         Self {
             core,
             hash: client.hash(group.settings.hashes_name),
             group,
+            id,
             client,
             tried: Vec::new(),
         }
@@ -195,6 +198,7 @@ impl Servers for Route<'_> {
             client: self.client.address,
             received: self.client.header.as_ref(),
             name: self.client.name.as_ref(),
+            id: self.id,
         };
         told.header(told_of, client)
     }

@@ -377,6 +377,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                             version: ProxyVersions::V2,
                             crc32c: backlog % 8 == 1,
                             pass_tlvs: backlog % 8 != 1,
+                            unique_id: backlog % 16 < 8,
                         }),
                     },
                     check: a_check(backlog),

@@ -16,6 +16,8 @@ pub struct ProxySent {
     pub crc32c: bool,
     /// With the name, protocol and id of the header that came in; version 2 only.
     pub pass_tlvs: bool,
+    /// With the session's id in the access log, unless one came in and is passed on; version 2 only.
+    pub unique_id: bool,
 }
 
 /// A group of interchangeable servers.

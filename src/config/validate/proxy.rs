@@ -8,7 +8,7 @@ use crate::units::network::Network;
 use crate::units::shorten;
 
 pub(super) const REQUIRED_KEYS: [&str; 3] = ["versions", "trusted", "timeout"];
-pub(super) const SENT_KEYS: [&str; 3] = ["version", "crc32c", "pass_tlvs"];
+pub(super) const SENT_KEYS: [&str; 4] = ["version", "crc32c", "pass_tlvs", "unique_id"];
 
 /// The words of `versions`.
 pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
@@ -99,6 +99,7 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
             version: report.choice(at, &versions)?,
             crc32c: false,
             pass_tlvs: true,
+            unique_id: false,
         }));
     }
     let section = report.section(at, &SENT_KEYS)?;
@@ -110,6 +111,14 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     };
     let crc32c = flag("crc32c", false);
     let pass_tlvs = flag("pass_tlvs", true);
+    let unique_id = flag("unique_id", false);
+    if unique_id && version == ProxyVersions::V1 {
+        report.add(
+            section.place.clone(),
+            "version 1 has no unique id",
+            "set version to v2, or unique_id to false",
+        );
+    }
     if crc32c && version == ProxyVersions::V1 {
         report.add(
             section.place.clone(),
@@ -121,5 +130,6 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
         version,
         crc32c,
         pass_tlvs,
+        unique_id,
     }))
 }

@@ -52,6 +52,7 @@ pub(in crate::control) fn settings(
             },
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
+            unique_id: sent.unique_id,
         }),
         source,
     }
