@@ -159,3 +159,57 @@ impl Told {
             .unwrap_or_else(|_| proxy::encode_v1(&Addresses::Unknown))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::CoreId;
+    use crate::wire::Parsed;
+
+    #[test]
+    fn what_came_in_makes_room_for_the_id_if_both_are_too_long() {
+        let longest_fitting = HEADER_MAX_BYTES - 28 - 3;
+        for (length, is_kept) in [
+            (longest_fitting, false),
+            (longest_fitting - 3 - "000000ab-1-2".len(), true),
+        ] {
+            let received = Header {
+                version: proxy::Version::V2,
+                command: Command::Proxy,
+                addresses: Addresses::Inet {
+                    source: "192.0.2.1:1".parse().expect("an address"),
+                    destination: "192.0.2.2:2".parse().expect("an address"),
+                },
+                tlvs: Tlvs {
+                    alpn: Some(vec![b'x'; length]),
+                    ..Tlvs::default()
+                },
+            };
+            let told = Told {
+                version: proxy::Version::V2,
+                crc32c: false,
+                pass_tlvs: true,
+                unique_id: true,
+            };
+            let introduced = Introduced {
+                client: None,
+                received: Some(&received),
+                name: None,
+                id: SessionId {
+                    nonce: 0xab,
+                    core: CoreId(1),
+                    sequence: 2,
+                },
+            };
+            let (socket, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            let header = told.header(introduced, socket.as_fd());
+            let Parsed::Done { value, used } = proxy::parse(Mode::V2, &header) else {
+                panic!("a header of {} bytes cannot be read", header.len());
+            };
+            assert_eq!(used, header.len());
+            let id = b"000000ab-1-2".to_vec();
+            assert_eq!(value.tlvs.unique_id, Some(id), "{length}");
+            assert_eq!(value.tlvs.alpn, received.tlvs.alpn.filter(|_| is_kept));
+        }
+    }
+}
