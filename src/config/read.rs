@@ -293,10 +293,15 @@ impl<'e> Report<'e> {
 
     /// Whether the value is the word `off`.
     pub(super) fn is_off(&self, at: &Cursor<'_>) -> bool {
+        self.is_word(at, OFF)
+    }
+
+    /// Whether the value is this word.
+    pub(super) fn is_word(&self, at: &Cursor<'_>, word: &str) -> bool {
         match &at.node.value {
             // A variable that cannot be expanded is noted where the value is read.
             Value::Scalar(text) => {
-                expand::expand(text, self.env).is_ok_and(|expanded| expanded == OFF)
+                expand::expand(text, self.env).is_ok_and(|expanded| expanded == word)
             }
             Value::Null | Value::List(_) | Value::Map(_) => false,
         }

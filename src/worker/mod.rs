@@ -35,7 +35,7 @@ use crate::core::busy_poll::BusyPoll;
 use crate::core::mailbox::{Receiver, Sender};
 use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
-use crate::log::{Producer, RateLimit};
+use crate::log::{Producer, RateLimit, SessionId};
 use crate::metrics::CoreMetrics;
 use crate::mode::proxy::Required;
 use crate::mode::route::Routes;
@@ -68,6 +68,8 @@ pub struct Service {
     pub socket_options: Options,
     /// Deadlines of relayed sessions.
     pub relay: RelayOptions,
+    /// The first part of every session's id.
+    pub start_nonce: u32,
     /// How long a core looks for work before it sleeps; zero is not at all.
     pub busy_poll: Duration,
     /// For one connection attempt.
@@ -494,6 +496,14 @@ impl Core {
     fn note_retry_denied(&self, upstream: UpstreamId) {
         let mut metrics = self.ledger.metrics.borrow_mut();
         metrics.upstream(upstream).retries_denied_total += 1;
+    }
+
+    fn session_id(&self, sequence: u64) -> SessionId {
+        SessionId {
+            nonce: self.service.start_nonce,
+            core: self.id,
+            sequence,
+        }
     }
 
     fn note_queued(&self, upstream: UpstreamId) {

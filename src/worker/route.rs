@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::servers::{Group, NoSeat, Seat, WithoutServer};
 use super::{Core, queue};
-use crate::balance::hash_address;
+use crate::balance::{hash_address, hash_text};
 use crate::core::{self, Either};
+use crate::log::SessionId;
 use crate::mode::proxy::Introduced;
 use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
@@ -35,24 +36,37 @@ pub(super) struct Client {
     pub(super) name: Option<ServerName>,
 }
 
+impl Client {
+    /// What the balancer may go by.
+    fn hash(&self, by_name: bool) -> u64 {
+        match &self.name {
+            Some(name) if by_name => hash_text(name.as_str()),
+            // Clients of a unix socket are one host.
+            _ => self.address.map_or(0, hash_address),
+        }
+    }
+}
+
 /// See the head of this file.
 pub(super) struct Route<'a> {
     core: &'a Core,
     group: Rc<Group>,
+    id: SessionId,
     client: Client,
-    /// What the balancer may go by.
+    /// See [`Client::hash`].
     hash: u64,
     /// In vain.
     tried: Vec<ServerId>,
 }
 
 impl<'a> Route<'a> {
-    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Client) -> Self {
+    pub(super) fn new(core: &'a Core, upstream: UpstreamId, id: SessionId, client: Client) -> Self {
+        let group = Rc::clone(&core.groups[usize::from(upstream.0)]);
         Self {
             core,
-            group: Rc::clone(&core.groups[usize::from(upstream.0)]),
-            // Clients of a unix socket are one host.
-            hash: client.address.map_or(0, hash_address),
+            hash: client.hash(group.settings.hashes_name),
+            group,
+            id,
             client,
             tried: Vec::new(),
         }
@@ -88,6 +102,7 @@ impl<'a> Route<'a> {
             return false;
         }
         self.group = Rc::clone(&self.core.groups[usize::from(other.0)]);
+        self.hash = self.client.hash(self.group.settings.hashes_name);
         true
     }
 
@@ -187,6 +202,7 @@ impl Servers for Route<'_> {
             client: self.client.address,
             received: self.client.header.as_ref(),
             name: self.client.name.as_ref(),
+            id: self.id,
         };
         told.header(told_of, client)
     }

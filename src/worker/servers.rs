@@ -142,6 +142,8 @@ impl Pool {
 pub struct UpstreamSettings {
     /// How a server is chosen.
     pub algorithm: Algorithm,
+    /// A hash is of the name that the client asks for, if it does, and not of its address.
+    pub hashes_name: bool,
     /// Where random draws begin; each core goes on from it in its own way.
     pub seed: u64,
     /// There are too many cores to add up the connections of every server.

@@ -5,10 +5,12 @@
 //! colliding addresses) are [`cross`]'s, and only a draft without a single finding becomes a
 //! [`Config`].
 
+mod bytes;
 mod cross;
 mod dns;
 mod health;
 mod listeners;
+mod names;
 mod policy;
 mod proxy;
 mod route;
@@ -27,7 +29,7 @@ pub(super) use settings::{
 };
 pub(super) use source::dscp_word;
 pub(super) use target::SPLITS_BY;
-pub(super) use upstreams::BALANCES;
+pub(super) use upstreams::{BALANCES, HASHES};
 
 use super::address;
 use super::limits::LISTENERS_MAX;

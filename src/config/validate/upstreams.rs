@@ -9,13 +9,14 @@ use crate::config::limits::{
     RETRIES_PER_SECOND, RETRY_PERCENT, SERVERS_MAX, TIMEOUT, WEIGHT,
 };
 use crate::config::model::{
-    Balance, OnNoServer, Queue, RetryBudget, ServerAddress, UpstreamPolicy,
+    Balance, HashBy, OnNoServer, Queue, RetryBudget, ServerAddress, UpstreamPolicy,
 };
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 13] = [
+pub(super) const UPSTREAM_KEYS: [&str; 14] = [
     "balance",
+    "hash",
     "retries",
     "retry_budget",
     "queue",
@@ -43,6 +44,10 @@ pub(in crate::config) const BALANCES: [(&str, Balance); 6] = [
     ("first_available", Balance::FirstAvailable),
 ];
 
+/// The words of `hash`.
+pub(in crate::config) const HASHES: [(&str, HashBy); 2] =
+    [("source", HashBy::Source), ("name", HashBy::Name)];
+
 pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<UpstreamDraft> {
     let Some(named) = report.named(at) else {
         return Vec::new();
@@ -64,6 +69,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
         let policy = section
             .as_ref()
             .map_or(DEFAULT_UPSTREAM, |section| policy(report, section));
+        let hash_at = section.as_ref().and_then(|section| section.get("hash"));
         let check_at = section.as_ref().and_then(|section| section.get("check"));
         let check = check_at.and_then(|at| check(report, at)).flatten();
         let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
@@ -78,6 +84,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             name: (*name).to_owned(),
             place: at.place(),
             policy,
+            hash_place: hash_at.map(Cursor::place),
             check,
             check_place: check_at.map(Cursor::place),
             fallback,
@@ -91,10 +98,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
 }
 
 fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
-    let balance = section
-        .get("balance")
-        .and_then(|at| report.choice(at, &BALANCES))
-        .unwrap_or(DEFAULT_UPSTREAM.balance);
+    let (balance, hash) = balance(report, section);
     let retries = section
         .get("retries")
         .and_then(|at| report.number(at, &RETRIES))
@@ -134,6 +138,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
     }
     UpstreamPolicy {
         balance,
+        hash,
         retries,
         retry_budget,
         queue,
@@ -147,6 +152,26 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
             .and_then(|at| proxy::sent(report, at))
             .flatten(),
     }
+}
+
+fn balance(report: &mut Report<'_>, section: &Section<'_>) -> (Balance, HashBy) {
+    let balance = match section.get("balance") {
+        Some(at) => report.choice(at, &BALANCES),
+        None => Some(DEFAULT_UPSTREAM.balance),
+    };
+    let hash_at = section.get("hash");
+    let hash = hash_at.and_then(|at| report.choice(at, &HASHES));
+    if let (Some(at), Some(false)) = (hash_at, balance.map(Balance::hashes)) {
+        report.add(
+            at.place(),
+            "means nothing here: this upstream's `balance` does not hash",
+            "set balance to source_hash or maglev, or remove it",
+        );
+    }
+    (
+        balance.unwrap_or(DEFAULT_UPSTREAM.balance),
+        hash.unwrap_or(DEFAULT_UPSTREAM.hash),
+    )
 }
 
 /// `off`, or a section.

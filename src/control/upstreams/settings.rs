@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, Eject, HashBy, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
 };
 use crate::control::health::{CheckAt, CheckSpec};
 use crate::mode::proxy::Told;
@@ -36,6 +36,7 @@ pub(in crate::control) fn settings(
             Balance::Maglev => Algorithm::Maglev,
             Balance::FirstAvailable => Algorithm::FirstAvailable,
         },
+        hashes_name: policy.hash == HashBy::Name,
         retries: policy.retries,
         retry_grant: policy.retry_budget.map(|budget| Grant {
             percent: budget.percent.into(),
@@ -57,6 +58,7 @@ pub(in crate::control) fn settings(
             },
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
+            unique_id: sent.unique_id,
         }),
         source,
     }
