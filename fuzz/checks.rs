@@ -35,7 +35,7 @@ pub(crate) fn dns(data: &[u8]) {
     }
     for kind in [Kind::A, Kind::Aaaa, Kind::Srv] {
         let query = Query::new(ID, "app.example", kind).expect("a name");
-        match (query.read(&message), kind) {
+        match (query.read(&mut message.clone()), kind) {
             (Ok(Answer::Addresses(addresses)), Kind::A) => {
                 assert!(addresses.iter().all(|ip| ip.is_ipv4()));
             }
@@ -45,7 +45,7 @@ pub(crate) fn dns(data: &[u8]) {
             (Ok(Answer::Services(services)), Kind::Srv) => {
                 assert!(services.iter().all(|it| !it.target.is_empty()));
             }
-            (Ok(Answer::Truncated) | Err(_), _) => {}
+            (Err(_), _) => {}
             (Ok(other), _) => panic!("{kind:?} was asked for: {other:?}"),
         }
     }

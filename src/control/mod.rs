@@ -122,14 +122,16 @@ pub struct Running {
 pub fn start(config: &Config) -> Result<Running, RunError> {
     let cpus = choose_cpus(&config.workers)?;
     let fds = FdPlan::new(config, cpus.len())?;
-    let (notices_in, notices) = mpsc::channel();
-    supervisor::forward_signals(notices_in.clone())
-        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
     let gates = gates::gates(config)?;
     let resolved = resolve::resolve(config)?;
     source::check(config, &resolved)?;
+    // Before anything is bound, and not before the names are known: a signal ends a start that waits for name
+    // servers at once.
+    let (notices_in, notices) = mpsc::channel();
+    supervisor::forward_signals(notices_in.clone())
+        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -140,10 +142,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     listen::warn_of_accept_options(config, &cpus);
     let admin = bind_admin(config)?;
     let (news, heard) = mpsc::channel();
-    let making = upstreams::Making {
-        cores: cpus.len(),
-        news,
-    };
+    let making = upstreams::Making::new(cpus.len(), news.clone());
     let (pools, roster) = upstreams::first(config, &resolved, &making);
     let board = upstreams::Board::new(&pools, resolve::lookups(config));
     let names = names(config);
@@ -188,6 +187,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         pools,
         roster,
         making,
+        news,
         cores: Arc::clone(&cores),
         heard,
         board,

@@ -208,6 +208,9 @@ fn close_reasons(scrape: &Scrape<'_>) -> Vec<Value> {
         for (key, count) in &core.closed {
             *counts.entry(key.reason).or_default() += count;
         }
+        for (reason, count) in &core.closed_before {
+            *counts.entry(*reason).or_default() += count;
+        }
     }
     let mut sorted: Vec<(CloseReason, u64)> = counts.into_iter().collect();
     sorted.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
@@ -305,7 +308,7 @@ fn core_object(core: &CoreMetrics, stale: bool) -> Value {
         "stale": stale,
         "accepted": listeners(|l| l.accepted_total),
         "active": listeners(|l| l.active),
-        "closed": core.closed.values().sum::<u64>(),
+        "closed": core.closed.values().chain(core.closed_before.values()).sum::<u64>(),
         "received_bytes": listeners(|l| l.received_bytes_total),
         "sent_bytes": listeners(|l| l.sent_bytes_total),
         "buffers": {

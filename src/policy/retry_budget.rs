@@ -16,16 +16,26 @@ const WINDOW_SECONDS: u64 = 2 * HALF_US / 1_000_000;
 pub struct Grant {
     /// Retries per 100 sessions.
     pub percent: u32,
-    /// Retries per second however few sessions begin, over all cores.
-    pub min_per_second: u32,
+    /// Retries that this core grants in ten seconds, however few sessions begin.
+    pub reserve: u32,
+}
+
+impl Grant {
+    /// One core's part, where `min_per_second` is for all of them. A part of less than one retry is one.
+    pub fn of_core(percent: u32, min_per_second: u32, cores: usize) -> Self {
+        let all = u64::from(min_per_second) * WINDOW_SECONDS;
+        let part = (all / cores as u64).max(u64::from(all > 0));
+        Self {
+            percent,
+            reserve: u32::try_from(part).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// See the head of this file.
 #[derive(Clone, Debug)]
 pub struct RetryBudget {
-    percent: u64,
-    /// This core's part of what is granted without any session.
-    reserve: u64,
+    grant: Grant,
     /// When the younger half began.
     since_us: u64,
     /// The younger half and the older: sessions, and retries.
@@ -34,13 +44,10 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// For one of so many cores. A reserve that is less than one retry per core is one.
-    pub fn new(grant: Grant, cores: usize, now_us: u64) -> Self {
-        let reserve = u64::from(grant.min_per_second) * WINDOW_SECONDS;
-        let part = reserve / cores as u64;
+    /// With all of its reserve.
+    pub fn new(grant: Grant, now_us: u64) -> Self {
         Self {
-            percent: grant.percent.into(),
-            reserve: if reserve > 0 { part.max(1) } else { 0 },
+            grant,
             since_us: now_us,
             sessions: [0; 2],
             retries: [0; 2],
@@ -58,7 +65,8 @@ impl RetryBudget {
     pub fn try_retry(&mut self, now_us: u64) -> bool {
         self.age(now_us);
         let sum = |halves: [u64; 2]| halves[0] + halves[1];
-        let granted = sum(self.sessions) * self.percent / 100 + self.reserve;
+        let share = sum(self.sessions) * u64::from(self.grant.percent) / 100;
+        let granted = share + u64::from(self.grant.reserve);
         let is_granted = sum(self.retries) < granted;
         self.retries[0] += u64::from(is_granted);
         is_granted
@@ -87,11 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn budget(percent: u32, min_per_second: u32, cores: usize) -> RetryBudget {
-        let grant = Grant {
-            percent,
-            min_per_second,
-        };
-        RetryBudget::new(grant, cores, 0)
+        RetryBudget::new(Grant::of_core(percent, min_per_second, cores), 0)
     }
 
     fn retries(budget: &mut RetryBudget, now_us: u64) -> usize {

@@ -129,8 +129,8 @@ pub struct CoreSpec {
 pub enum Message {
     /// An upstream has other servers from now on.
     Pool(UpstreamId, Arc<Pool>),
-    /// No server has this id any more: another one will, with counts of its own.
-    Forget(ServerId),
+    /// No server has these ids any more: others will, with counts of their own.
+    Forget(Vec<ServerId>),
     /// Reset the sessions that this server has.
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
@@ -425,7 +425,7 @@ impl Core {
     ) {
         match message {
             Message::Pool(upstream, pool) => self.replace_pool(upstream, &pool),
-            Message::Forget(server) => self.ledger.metrics.borrow_mut().forget_server(server),
+            Message::Forget(servers) => self.ledger.metrics.borrow_mut().forget_servers(&servers),
             Message::EndSessions(server) => {
                 let has = |record: &session::Relayed| record.server() == server;
                 self.engine

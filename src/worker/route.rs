@@ -78,6 +78,18 @@ impl<'a> Route<'a> {
         Ok((seat.server(), seat))
     }
 
+    /// Counts a session of the upstream, or takes one of its retries, if one is left.
+    fn admit(&self) -> Result<(), NoNext> {
+        let now_us = clock::now_us();
+        if self.tried.is_empty() {
+            self.group.session_begins(now_us);
+        } else if !self.group.grants_retry(now_us) {
+            self.core.note_retry_denied(self.group.upstream());
+            return Err(NoNext::Tried);
+        }
+        Ok(())
+    }
+
     /// Where the session goes, after a fallback.
     pub(super) fn upstream(&self) -> UpstreamId {
         self.group.upstream()
@@ -174,20 +186,21 @@ impl Servers for Route<'_> {
         if self.tried.len() > usize::from(self.group.settings.retries) {
             return Err(NoNext::Tried);
         }
-        if !self.group.grants(self.tried.len()) {
-            self.core.note_retry_denied(self.group.upstream());
-            return Err(NoNext::Tried);
-        }
         loop {
             // Whoever waits was here first.
             if !self.group.queue.has_waiters() {
                 match self.seat() {
-                    Ok(found) => return Ok(found),
+                    Ok(found) => {
+                        self.admit()?;
+                        return Ok(found);
+                    }
                     Err(NoSeat::NoServer) if self.falls_back() => continue,
                     Err(NoSeat::NoServer) if !self.holds() => return Err(self.no_server()),
                     Err(_) => {}
                 }
             }
+            // Before the wait, which would be for nothing.
+            self.admit()?;
             if let Some(found) = self.wait(client).await? {
                 return Ok(found);
             }

@@ -150,10 +150,8 @@ pub struct UpstreamSettings {
     pub sample: bool,
     /// Further servers after the first.
     pub retries: u16,
-    /// How many sessions may try one; `None` is all.
+    /// How many sessions of a core may try one; `None` is all.
     pub retry_grant: Option<Grant>,
-    /// Cores that share it.
-    pub cores: usize,
     /// Sessions that may wait for a place, over all cores.
     pub queue_max: u32,
     /// How long each may.
@@ -299,7 +297,7 @@ impl Group {
             sample: settings.sample,
         };
         let balancer = Balancer::new(options, &pool.candidates());
-        let budget = |grant| RetryBudget::new(grant, settings.cores, clock::now_us());
+        let budget = |grant| RetryBudget::new(grant, clock::now_us());
         let group = Self {
             core,
             retry_budget: settings.retry_grant.map(budget).map(RefCell::new),
@@ -339,17 +337,17 @@ impl Group {
         self.queue.upstream()
     }
 
-    /// Whether a session that has tried so many servers may try another.
-    pub(super) fn grants(&self, tried: usize) -> bool {
-        let Some(budget) = &self.retry_budget else {
-            return true;
-        };
-        let now_us = clock::now_us();
-        if tried == 0 {
+    /// A session has found its first server.
+    pub(super) fn session_begins(&self, now_us: u64) {
+        if let Some(budget) = &self.retry_budget {
             budget.borrow_mut().begin(now_us);
-            return true;
         }
-        budget.borrow_mut().try_retry(now_us)
+    }
+
+    /// Whether a session may try a further one; each grant is for one retry.
+    pub(super) fn grants_retry(&self, now_us: u64) -> bool {
+        let budget = self.retry_budget.as_ref();
+        budget.is_none_or(|budget| budget.borrow_mut().try_retry(now_us))
     }
 
     /// A place on the server whose turn it is, those in `tried` left out.

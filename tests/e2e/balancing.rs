@@ -219,6 +219,19 @@ fn case_41_a_budget_bounds_the_retries_of_all_sessions() {
     assert_eq!(metrics.sum("corelay_upstream_retries_total"), 10.0);
     assert_eq!(metrics.sum("corelay_upstream_retries_denied_total"), 2.0);
     proxy.finish();
+
+    // Where no server is left, nothing is denied, and nothing taken.
+    let list = vec![json!({ "address": refused[0].address() })];
+    let config = self::config("round_robin", list).set(
+        "upstreams.app.retry_budget",
+        json!({ "percent": 0, "min_per_second": 0 }),
+    );
+    let proxy = Proxy::start(&config);
+    expect_rejected(proxy.address());
+    assert_reason(&proxy.access_line(), "upstream/connect/refused");
+    let denied = "corelay_upstream_retries_denied_total";
+    assert_eq!(proxy.metrics().sum(denied), 0.0);
+    proxy.finish();
 }
 
 /// Servers with room for `most` connections each, and this queue.

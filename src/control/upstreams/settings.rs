@@ -38,11 +38,9 @@ pub(in crate::control) fn settings(
         },
         hashes_name: policy.hash == HashBy::Name,
         retries: policy.retries,
-        retry_grant: policy.retry_budget.map(|budget| Grant {
-            percent: budget.percent.into(),
-            min_per_second: budget.min_per_second,
-        }),
-        cores,
+        retry_grant: policy
+            .retry_budget
+            .map(|budget| Grant::of_core(budget.percent.into(), budget.min_per_second, cores)),
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
         without_server: match policy.on_no_server {

@@ -183,7 +183,10 @@ fn answer(zone: &Zone, question: &[u8]) -> Option<Vec<u8>> {
                 (IpAddr::V6(ip), AAAA) => Some(ip.octets().to_vec()),
                 _ => None,
             });
-            (0, of_kind.collect())
+            let of_kind: Vec<_> = of_kind.collect();
+            // Some do so, against RFC 4074.
+            let denies = of_kind.is_empty() && !addresses.is_empty();
+            (if denies { 3 } else { 0 }, of_kind)
         }
         Some(Records::Services(services)) if kind == SRV => {
             let data = |(priority, weight, port, target): &(u16, u16, u16, String)| {
