@@ -370,6 +370,7 @@ fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>, cores: usize) -> Ve
         backlog: listener.backlog,
         defer_connect: listener.defer_connect,
         gate,
+        bandwidth: None,
         is_unix: matches!(listener.bind, Address::Unix(_)),
         proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
         routes: modes::routes(listener),
