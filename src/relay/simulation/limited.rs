@@ -141,6 +141,40 @@ fn who_is_held_back_is_not_idle_and_who_is_silent_is() {
     }
 }
 
+/// The bytes that it waited for are not received at once when it is let go.
+#[test]
+fn who_was_let_go_is_not_idle_before_its_bytes_come() {
+    for mover in MOVERS {
+        let mut simulation = Simulation::with_limits(mover, SLOW);
+        simulation.sends(0, 150);
+        simulation.rounds(300_000);
+        while simulation.relay.pair(FIRST).expect("not over").directions[0].is_held_back() {
+            simulation.next_round();
+        }
+        assert!(simulation.now_us > 400_000, "let go early");
+        for _ in 0..80_000 / ROUND_US {
+            simulation.next_round();
+        }
+        let said = simulation.look(|it| it.endpoints[1].fin_sent || it.endpoints[1].linger_zero);
+        assert!(!said, "taken for idle");
+    }
+}
+
+/// What may be taken can be less than the mark.
+#[test]
+fn a_limited_stream_never_has_a_low_water_mark() {
+    let limited = Limited {
+        connection: Some((10_000_000, 100_000)),
+        listener: None,
+        turn_bytes: 10_000,
+    };
+    let mut simulation = Simulation::with_limits(MoverChoice::Splice, limited);
+    simulation.sends(0, 100_000);
+    simulation.rounds(50_000);
+    assert!(simulation.taken(0) > 20 * THRESHOLDS.patience_bytes);
+    assert_eq!(simulation.relay.marks, 0);
+}
+
 /// The end of one side while the other is held back leaves it all the time that it needs.
 #[test]
 fn who_is_held_back_is_not_stuck_when_half_closed() {
@@ -182,14 +216,14 @@ fn a_bare_end_waits_for_no_bandwidth() {
     for mover in MOVERS {
         let mut simulation = Simulation::with_limits(mover, SLOW);
         simulation.sends(0, 50);
-        simulation.rounds(10_000);
+        simulation.rounds(2_000);
         assert_eq!(simulation.taken(0), 50);
         {
             let client = &mut simulation.world.0.borrow_mut().endpoints[0];
             client.peer_will_send = client.peer_sent;
             client.peer_fin = true;
         }
-        simulation.rounds(10_000);
+        simulation.rounds(2_000);
         assert!(simulation.look(|it| it.endpoints[1].fin_sent));
     }
 }
