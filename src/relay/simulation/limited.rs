@@ -7,6 +7,7 @@ use super::directed::{FIRST, ROUND_US};
 use super::*;
 use crate::policy::bucket::Rate;
 use crate::relay::bandwidth::{Bandwidth, Way};
+use crate::relay::pair::PairId;
 
 /// Bytes that may be received unasked: one behind a peer's urgent byte.
 const UNASKED_BYTES: u64 = 1;
@@ -94,6 +95,10 @@ impl Simulation {
         simulation.world.0.borrow_mut().urgent = false;
         simulation.relay.options.idle_ms = 100;
         simulation.relay.options.half_close_ms = 100;
+        for slot in 0..simulation.sessions as u32 {
+            let id = PairId { slot, ..FIRST };
+            simulation.relay.rearm_timer(0, id);
+        }
         simulation
     }
 
