@@ -2,7 +2,8 @@
 //! nearly reached is asserted with much room, for the machine may be busy.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use corelay_bench::pattern::Pattern;
@@ -157,8 +158,8 @@ fn a_listener_is_held_to_its_rate_over_two_workers_and_nobody_starves() {
             // The last reader was done before this: what came since is not among the counts.
             let most = limit.granted();
             for pair in &pairs {
-                let _ = pair.client.shutdown(std::net::Shutdown::Both);
-                let _ = pair.server.shutdown(std::net::Shutdown::Both);
+                let _ = pair.client.shutdown(Shutdown::Both);
+                let _ = pair.server.shutdown(Shutdown::Both);
             }
             let sum: u64 = counts.iter().sum();
             assert!(sum <= most, "{mover}: {sum} of {most} bytes");
@@ -318,4 +319,26 @@ fn who_waits_for_bandwidth_is_neither_idle_nor_stuck() {
         assert_reason(&proxy.access_line(), expected);
         proxy.finish();
     }
+}
+
+/// A unix socket tells how much it holds as well.
+#[test]
+fn a_unix_listener_is_limited_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edge.sock");
+    let upstream = Upstream::new();
+    let config = Config::to([upstream.address()])
+        .set("listeners.edge.bind", format!("unix:{}", path.display()))
+        .set("listeners.edge.limits.bandwidth.listener", SLOW_PER_SECOND);
+    let proxy = Proxy::start(&config);
+    let limit = Limit::new(SLOW_PER_SECOND);
+    let mut client = UnixStream::connect(&path).unwrap();
+    let mut server = upstream.accept();
+    let pattern = Pattern::new(7);
+    let bytes = pattern.bytes(0, SLOW_BYTES as usize);
+    client.write_all(&bytes).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(limit.read(&mut server, pattern), (SLOW_BYTES, End::Fin));
+    drop((client, server));
+    proxy.finish();
 }

@@ -316,8 +316,8 @@ fn the_seeds_hold_back() {
         simulation.act();
         let is_limited = simulation.limits.is_some();
         let ends = simulation.relay.watcher();
-        for from in 0..2 {
-            pauses[from] += ends.pauses[from];
+        for (sum, count) in pauses.iter_mut().zip(ends.pauses) {
+            *sum += count;
         }
         if is_limited {
             for mover in MoverKind::ALL {
