@@ -97,7 +97,7 @@ fn a_connection_is_held_to_its_rate_and_loses_nothing() {
         });
         let took = started.elapsed();
         assert!(
-            took < Duration::from_secs(4),
+            took < Duration::from_secs(6),
             "{mover}: {took:?} for one second's worth"
         );
         drop(pair);
