@@ -54,7 +54,7 @@ impl Way {
         Self {
             connection,
             listener: listener.map(|rate| SharedBucket::new(rate, now_us)),
-            turn_bytes: turn_bytes.min(burst),
+            turn_bytes: turn_bytes.min(burst).max(1),
         }
     }
 
@@ -116,23 +116,24 @@ impl Limits {
         let way = &self.shared.ways[from as usize];
         let claim = &mut self.claims[from as usize];
         let mut wait_us = 0;
+        // Where no bytes are there it is the end, or urgent data. One that is there after all is paid for,
+        // and not waited for.
+        let waits = claim.stage != Stage::Connection || unread_bytes > 0;
         if claim.stage == Stage::Connection {
-            // Where none are there it is the end, or urgent data. A byte that is there after all is paid
-            // for, and not waited for.
             claim.asked_bytes = unread_bytes.clamp(1, way.turn_bytes);
             claim.stage = Stage::Listener;
             if let Some(bucket) = &mut self.own[from as usize] {
                 wait_us = bucket.book(now_us, claim.asked_bytes.into());
             }
         }
-        let is_wait_over = wait_us == 0 || unread_bytes == 0;
-        if is_wait_over && claim.stage == Stage::Listener {
+        let must_wait = waits && wait_us > 0;
+        if !must_wait && claim.stage == Stage::Listener {
             claim.stage = Stage::Granted;
             if let Some(bucket) = &way.listener {
                 wait_us = bucket.book(now_us, claim.asked_bytes.into());
             }
         }
-        if wait_us > 0 && unread_bytes > 0 {
+        if waits && wait_us > 0 {
             return Err(wait_us);
         }
         claim.stage = Stage::Connection;
