@@ -41,7 +41,7 @@ pub async fn connect(
 ) -> Result<OwnedFd, DialError> {
     // Bytes that are here already are sent as soon as the connection stands, and can carry its ACK:
     // one segment less, and the server's process wakes once instead of twice.
-    let third = if socket::has_unread(client) {
+    let third = if socket::unread_bytes(client) > 0 {
         ThirdSegment::Data
     } else {
         ThirdSegment::Ack

@@ -35,7 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "relay",
         &[
-            "core", "ring", "sys", "wire", "metrics", "log", "outcome", "units",
+            "core", "ring", "sys", "wire", "policy", "metrics", "log", "outcome", "units",
         ],
     ),
     (

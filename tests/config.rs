@@ -414,7 +414,7 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, alpn: { h2: b }, names: {}, no_name: b, other_protocol: b } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, alpn: { h2: b }, names: {}, no_name: b, other_protocol: b }, limits: { bandwidth: { connection: { upload: 1m }, listener: { download: 1m } } } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
          upstreams:\n\
          \x20 b: { servers: [c:1], fallback: d, retry_budget: {}, check: { type: http, port: 1 }, proxy_protocol: v2 }\n\
          \x20 d: { servers: [e:1], check: { type: tls, server_name: e }, source: { address: 10.0.0.1, interface: eth0, mark: 1, dscp: ef, congestion: bbr } }\n\

@@ -7,9 +7,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, HashBy,
-    Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
-    Queue, Relay, RetryBudget, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    Accept, AccessLog, Balance, Bandwidth, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff,
+    HashBy, Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
+    PerSource, Queue, Relay, RetryBudget, Steer, TcpOptions, Throughput, Timeouts, UpstreamPolicy,
+    Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -151,7 +152,17 @@ pub const DEFAULT_LIMITS: Limits = Limits {
         table: 1 << 16,
         on_full: Verdict::Allow,
     },
+    bandwidth: Bandwidth {
+        connection: NO_LIMIT,
+        listener: NO_LIMIT,
+    },
 };
+const NO_LIMIT: Throughput = Throughput {
+    upload: None,
+    download: None,
+};
+/// Bytes per second. Below, a segment is more than a second's worth; above is more than a host can move.
+pub const BANDWIDTH_BYTES: RangeInclusive<u64> = 1 << 10..=64 << 30;
 /// Most items of one access list as written: networks and files. A longer list belongs in a file.
 pub const ACCESS_ITEMS_MAX: usize = 10_000;
 /// The owner and the group may connect.

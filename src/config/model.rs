@@ -16,8 +16,9 @@ use std::time::Duration;
 pub use check::{Check, CheckKind, Expect};
 pub use dns::{Dns, Family};
 pub use listener::{
-    Accept, Access, AccessRule, AccessSource, ConnectionRate, Handoff, Limits, Listener, OnRefuse,
-    PerSource, ProxyRequired, ProxyVersions, Route, RouteBy, SplitBy, Steer, Target, Verdict,
+    Accept, Access, AccessRule, AccessSource, Bandwidth, ConnectionRate, Handoff, Limits, Listener,
+    OnRefuse, PerSource, ProxyRequired, ProxyVersions, Route, RouteBy, SplitBy, Steer, Target,
+    Throughput, Verdict,
 };
 pub use source::{AddressRange, Source};
 pub use upstream::{

@@ -345,6 +345,29 @@ impl<'e> Report<'e> {
         None
     }
 
+    /// A number of bytes within limits, or `off`, which is `None` like a mistake.
+    pub(super) fn size_or_off(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let text = self.text(at)?;
+        if text == OFF {
+            return None;
+        }
+        let ByteSize(bytes) = self.parsed(at, text.parse())?;
+        if range.contains(&bytes) {
+            return Some(bytes);
+        }
+        let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+        self.add(
+            at.place(),
+            format!("`{}` is out of range", shorten(&text)),
+            format!("write {least} to {most}, or off"),
+        );
+        None
+    }
+
     /// A duration within limits.
     pub(super) fn duration(
         &mut self,

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod admin;
+mod bandwidth;
 mod fds;
 pub mod gates;
 pub mod health;
@@ -373,11 +374,13 @@ fn start_access_log(
 
 fn listeners(config: &Config, gates: Vec<Option<Arc<Gate>>>, cores: usize) -> Vec<ServiceListener> {
     let listeners = config.listeners.iter().zip(gates);
-    let listener = |(listener, gate): (&Listener, _)| ServiceListener {
+    let listeners = listeners.zip(bandwidth::limits(config));
+    let listener = |((listener, gate), bandwidth): ((&Listener, _), _)| ServiceListener {
         target: targets::target(config, &listener.target, seed()),
         backlog: listener.backlog,
         defer_connect: listener.defer_connect,
         gate,
+        bandwidth,
         is_unix: matches!(listener.bind, Address::Unix(_)),
         proxy_protocol: listener.proxy_protocol.as_ref().map(modes::required),
         routes: modes::routes(listener),

@@ -205,6 +205,8 @@ pub struct ListenerMetrics {
     pub opening_errors_total: HashMap<&'static str, u64>,
     /// Connections that passed `limits.per_source` uncounted, because its table was full.
     pub sources_uncounted_total: u64,
+    /// Waits of a direction for its bandwidth: of uploads, and of downloads.
+    pub bandwidth_pauses_total: [u64; 2],
     /// Accept to the first byte from the server.
     pub first_byte: LatencyHistogram,
     /// Accept to the end.

@@ -142,6 +142,10 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
             "accept_aborted": total(|l| l.accept_aborted_total),
             "accept_paused": total(|l| l.accept_paused_total),
             "sources_uncounted": total(|l| l.sources_uncounted_total),
+            "bandwidth_pauses": {
+                "upload": total(|l| l.bandwidth_pauses_total[0]),
+                "download": total(|l| l.bandwidth_pauses_total[1]),
+            },
             "first_byte": latency(&merged(scrape, |core| &core.listeners[index].first_byte)),
             "duration": latency(&merged(scrape, |core| &core.listeners[index].duration)),
         });

@@ -96,14 +96,38 @@ impl Rate {
         if n == 0 {
             return Ok(used);
         }
-        let cost = n.div_ceil(self.token_divisor) * self.token_units;
+        let cost = self.cost(n);
         let level = self.level(used, now_us);
-        let cost_i64 = i64::try_from(cost).expect("at most the burst");
-        if level < cost_i64 {
-            return Err(self.wait_us(now_us, level.abs_diff(cost_i64)));
+        if level < cost {
+            return Err(self.wait_us(now_us, level.abs_diff(cost)));
         }
-        let left = level.abs_diff(cost_i64);
+        let left = level.abs_diff(cost);
         Ok(self.granted(now_us).0.wrapping_sub(left))
+    }
+
+    /// Takes `n` tokens whether they are there or not: `used` after it, and the microseconds until
+    /// they and all that were taken before them are there.
+    fn book(&self, used: u64, now_us: u64, n: u64) -> (u64, u64) {
+        let level = self.level(used, now_us);
+        let left = level.saturating_sub(self.cost(n));
+        let next = self.granted(now_us).0.wrapping_sub(left.cast_unsigned());
+        let wait_us = if left < 0 {
+            self.wait_us(now_us, left.unsigned_abs())
+        } else {
+            0
+        };
+        (next, wait_us)
+    }
+
+    /// Units of `n` tokens, at most the burst, rounded up.
+    fn cost(&self, n: u64) -> i64 {
+        let units = n.min(self.burst).div_ceil(self.token_divisor) * self.token_units;
+        i64::try_from(units).expect("at most UNITS_BURST_MAX")
+    }
+
+    /// Units of `n` tokens, at most the burst, that are given back, rounded down.
+    fn refund(&self, n: u64) -> u64 {
+        n.min(self.burst) / self.token_divisor * self.token_units
     }
 
     /// Whole tokens that can be taken now.
@@ -184,6 +208,14 @@ impl Bucket {
         Ok(())
     }
 
+    /// Takes `n` tokens, at most the burst, of now or of later: the microseconds until they are there.
+    /// What is booked after them comes after them.
+    pub fn book(&mut self, now_us: u64, n: u64) -> u64 {
+        let (next, wait_us) = self.rate.book(self.used, now_us, n);
+        self.used = next;
+        wait_us
+    }
+
     /// Takes what is there, at most `most` tokens: how many, perhaps 0.
     pub fn take_up_to(&mut self, now_us: u64, most: u64) -> u64 {
         let n = self.available(now_us).min(most);
@@ -195,8 +227,7 @@ impl Bucket {
     /// Gives back tokens that were taken and not used: fewer bytes came than there was room for. The
     /// bucket holds at most its burst after it.
     pub fn give_back(&mut self, now_us: u64, n: u64) {
-        let units = n.min(self.rate.burst) / self.rate.token_divisor * self.rate.token_units;
-        let units = i64::try_from(units).expect("at most the burst");
+        let units = i64::try_from(self.rate.refund(n)).expect("at most the burst");
         let level = self.rate.level(self.used, now_us) + units;
         let level = level.min(self.rate.burst_units_i64());
         let granted = self.rate.granted(now_us).0;
@@ -216,7 +247,8 @@ impl Bucket {
 
 /// A bucket that all cores take from, without a lock. It begins full.
 ///
-/// Exact: whatever the threads do at once, together they take no more than [`Rate::new`] promises.
+/// Exact: whatever the threads do at once, together they take no more than [`Rate::new`] promises;
+/// what is booked counts when its wait is over.
 /// A core whose clock is a little behind finds a little less in it, and takes nothing from later.
 #[derive(Debug)]
 pub struct SharedBucket {
@@ -249,6 +281,30 @@ impl SharedBucket {
                 Err(now) => used = now,
             }
         }
+    }
+
+    /// Takes `n` tokens, at most the burst, of now or of later: the microseconds until they are there.
+    ///
+    /// First come, first served over all cores: what is booked after them comes after them, whoever
+    /// books it, so that nobody waits for more than what others had booked before.
+    pub fn book(&self, now_us: u64, n: u64) -> u64 {
+        let mut used = self.used.load(Ordering::Relaxed);
+        loop {
+            let (next, wait_us) = self.rate.book(used, now_us, n);
+            match self
+                .used
+                .compare_exchange_weak(used, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return wait_us,
+                Err(now) => used = now,
+            }
+        }
+    }
+
+    /// Gives back tokens that were taken or booked and are not used. Who booked behind them still comes
+    /// when it was told; the next to book comes earlier. A full bucket holds its burst after it.
+    pub fn give_back(&self, n: u64) {
+        self.used.fetch_sub(self.rate.refund(n), Ordering::Relaxed);
     }
 
     /// Whole tokens that could be taken now, at most the burst.

@@ -73,6 +73,66 @@ fn takes_what_is_there_and_back_what_was_too_much() {
 }
 
 #[test]
+fn what_is_booked_comes_in_the_order_of_the_booking() {
+    let mut bucket = Bucket::new(rate(1_000, 10), 0);
+    let shared = SharedBucket::new(rate(1_000, 10), 0);
+    // Ten are there, then one comes per millisecond.
+    for (now_us, n, wait_us) in [
+        (0, 10, 0),
+        (0, 5, 5_000),
+        (1_000, 1, 5_000),
+        (1_000, 0, 5_000),
+        (7_000, 1, 0),
+    ] {
+        assert_eq!(bucket.book(now_us, n), wait_us, "{n} at {now_us}");
+        assert_eq!(shared.book(now_us, n), wait_us, "{n} at {now_us}");
+    }
+    // Who only takes waits behind those who booked.
+    assert_eq!(shared.book(7_000, 3), 3_000);
+    assert_eq!(
+        (shared.available(7_000), shared.try_take(7_000, 1)),
+        (0, Err(4_000))
+    );
+    shared.give_back(3);
+    assert_eq!(shared.try_take(8_000, 1), Ok(()));
+    // More than ever was taken: the bucket is full, and not fuller.
+    shared.give_back(10);
+    assert_eq!(shared.available(8_000), 10);
+    assert_eq!(shared.book(8_000, 11), 0, "at most the burst");
+    assert_eq!(shared.book(8_000, 1), 1_000);
+}
+
+/// What each thread booked counts from when it was told to.
+#[test]
+fn threads_book_what_the_rate_grants_and_nobody_waits_for_ever() {
+    const THREADS: u64 = 4;
+    const BOOKINGS: u64 = 20_000;
+    const EACH: u64 = 100;
+    let (per_second, burst) = (999_983, 5_000);
+    let bucket = SharedBucket::new(rate(per_second, burst), 0);
+    let start = Barrier::new(THREADS as usize);
+    let waits = thread::scope(|scope| {
+        let book = || {
+            start.wait();
+            (0..BOOKINGS).map(|_| bucket.book(0, EACH)).collect()
+        };
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(book)).collect();
+        let waits = threads.into_iter().map(|it| it.join().expect("no panic"));
+        waits.collect::<Vec<Vec<u64>>>()
+    });
+    for own in &waits {
+        assert!(own.is_sorted(), "a later booking was served earlier");
+    }
+    let mut all: Vec<u64> = waits.into_iter().flatten().collect();
+    all.sort_unstable();
+    for (before, wait_us) in all.into_iter().enumerate() {
+        let booked = (before as u64 + 1) * EACH;
+        let exact_us = (booked.saturating_sub(burst) * SECOND_US).div_ceil(per_second);
+        assert_eq!(wait_us, exact_us, "booking {before}");
+    }
+}
+
+#[test]
 fn a_clock_that_is_a_little_behind_finds_less_and_spoils_nothing() {
     let mut bucket = Bucket::new(rate(1_000_000, 10), 1_000);
     assert_eq!(bucket.try_take(1_000, 8), Ok(()));
@@ -233,6 +293,7 @@ proptest! {
             prop_assert_eq!(bucket.take_up_to(now_us, n), available.min(n));
             bucket.give_back(now_us, n);
             _ = bucket.try_take(now_us, n);
+            prop_assert!(bucket.book(now_us, n) != NEVER_US);
         }
     }
 }

@@ -11,7 +11,7 @@
 //! The engine reports what happened and asks [`Direction::next_step`] what to do. The rules that live
 //! here: receive only when everything received was delivered, so that a direction never needs a
 //! second buffer to go on; multishot only for small messages whose sends do not wait; FIN only after the last
-//! byte.
+//! byte; with a limited bandwidth, nothing is received that was not granted.
 
 use super::bulk::{Bulk, MoverChoice};
 use crate::outcome::MoverKind;
@@ -56,6 +56,8 @@ enum Receive {
     Cancelling,
     /// No buffer was left: armed again when one comes back.
     Waiting,
+    /// The bandwidth is used up: goes on when what was booked is there.
+    HeldBack,
 }
 
 /// What the engine should do next.
@@ -69,6 +71,10 @@ pub enum Step {
     StopReceiving,
     /// Poll for bytes.
     AwaitReadable,
+    /// Ask for bandwidth: the source has something.
+    Claim,
+    /// Receive what was granted, into one buffer.
+    ReceiveGranted(Group),
     /// Fill a pipe.
     Fill,
     /// Deliver what is queued, or in the pipe.
@@ -91,8 +97,12 @@ pub struct Direction {
     slow: bool,
     /// Receives in a row, each delivered at once.
     trusted: u8,
-    /// A fill is worth a try.
+    /// A fill is worth a try, or a claim.
     readable: bool,
+    /// Its bandwidth is limited: it waits for bytes first, and takes no more than is granted.
+    limited: bool,
+    /// Of what was granted, some is left.
+    granted: bool,
     streak: u8,
     queued_bytes: u32,
     bulk: Bulk,
@@ -111,10 +121,17 @@ impl Direction {
             slow: false,
             trusted: 0,
             readable: false,
+            limited: false,
+            granted: false,
             streak: 0,
             queued_bytes: 0,
             bulk: Bulk::new(choice),
         }
+    }
+
+    /// Whether from the start nothing is received that was not granted.
+    pub fn limited(self, limited: bool) -> Self {
+        Self { limited, ..self }
     }
 
     /// What to do now. Each answer but `Rest` must be carried out and takes effect at once.
@@ -135,12 +152,10 @@ impl Direction {
                 self.fin_passed = true;
                 Step::PassFin
             }
-            Source::Open if self.receive == Receive::Off && self.is_splicing() => {
-                if std::mem::take(&mut self.readable) {
-                    return Step::Fill;
-                }
-                self.receive = Receive::Polling;
-                Step::AwaitReadable
+            Source::Open
+                if self.receive == Receive::Off && (self.is_splicing() || self.is_limited()) =>
+            {
+                self.next_take()
             }
             Source::Open if self.receive == Receive::Off => {
                 let shots = self.shots();
@@ -149,6 +164,23 @@ impl Direction {
             }
             _ => Step::Rest,
         }
+    }
+
+    /// The next step of a direction that looks whether there are bytes before it takes them.
+    fn next_take(&mut self) -> Step {
+        if !self.readable {
+            self.receive = Receive::Polling;
+            return Step::AwaitReadable;
+        }
+        if self.is_limited() && !self.granted {
+            return Step::Claim;
+        }
+        self.readable = false;
+        if self.is_splicing() {
+            return Step::Fill;
+        }
+        self.receive = Receive::On(Shots::Single);
+        Step::ReceiveGranted(self.group())
     }
 
     /// Whether nothing stands against receiving into a buffer.
@@ -161,6 +193,11 @@ impl Direction {
         self.bulk.mover() == MoverKind::Splice && !self.discarding
     }
 
+    /// Whether what it receives must be granted. What is thrown away costs nothing.
+    pub fn is_limited(&self) -> bool {
+        self.limited && !self.discarding
+    }
+
     /// The policy that chooses the mover.
     pub fn bulk(&mut self) -> &mut Bulk {
         &mut self.bulk
@@ -168,7 +205,39 @@ impl Direction {
 
     /// A fill is worth a try: the splice mover takes over, or its turn was over too early.
     pub fn fill_next(&mut self) {
-        self.readable = true;
+        // What is to be granted must be known to be there.
+        self.readable = !self.is_limited() || self.granted;
+    }
+
+    /// What it asked for may be received.
+    pub fn on_granted(&mut self) {
+        self.granted = true;
+    }
+
+    /// Something was received of what was granted. If some of it is left, it is there to be received.
+    pub fn on_spent(&mut self, is_left: bool) {
+        self.granted = is_left;
+        self.readable = is_left;
+    }
+
+    /// What it asked for is to come later.
+    pub fn on_held_back(&mut self) {
+        debug_assert_eq!(self.receive, Receive::Off);
+        self.receive = Receive::HeldBack;
+    }
+
+    /// It has come. Returns whether it was waited for.
+    pub fn on_let_go(&mut self) -> bool {
+        let is_held_back = self.is_held_back();
+        if is_held_back {
+            self.receive = Receive::Off;
+        }
+        is_held_back
+    }
+
+    /// Whether it waits for bandwidth, though there is something to receive.
+    pub fn is_held_back(&self) -> bool {
+        self.receive == Receive::HeldBack
     }
 
     /// The poll for bytes completed.
@@ -311,6 +380,7 @@ impl Direction {
         // A single shot on the slow group is all that throwing away deserves.
         self.slow = true;
         self.streak = 0;
+        self.on_let_go();
     }
 
     /// Whether it waits for room at the destination.
@@ -343,7 +413,7 @@ impl Direction {
         match self.receive {
             Receive::On(_) => Some(Awaited::Bytes),
             Receive::Polling => Some(Awaited::Readiness),
-            Receive::Off | Receive::Cancelling | Receive::Waiting => None,
+            Receive::Off | Receive::Cancelling | Receive::Waiting | Receive::HeldBack => None,
         }
     }
 
@@ -441,6 +511,43 @@ mod tests {
         direction.on_blocked();
         assert_eq!(direction.next_step(), Step::StopReceiving);
         assert_eq!(direction.next_step(), Step::Rest);
+    }
+
+    #[test]
+    fn a_limited_direction_receives_what_was_granted_and_never_multishot() {
+        let mut direction = Direction::new(MoverChoice::Copy).limited(true);
+        for _ in 0..2 * u32::from(MULTISHOT_AFTER) {
+            assert_eq!(direction.next_step(), Step::AwaitReadable);
+            assert_eq!(direction.next_step(), Step::Rest);
+            direction.on_readable();
+            assert_eq!(direction.next_step(), Step::Claim);
+            direction.on_held_back();
+            assert_eq!(direction.next_step(), Step::Rest);
+            assert!(direction.on_let_go() && !direction.on_let_go());
+            assert_eq!(direction.next_step(), Step::Claim);
+            direction.on_granted();
+            for is_left in [true, false] {
+                assert_eq!(direction.next_step(), Step::ReceiveGranted(Group::Fast));
+                direction.on_received(10, false, false);
+                direction.on_spent(is_left);
+                assert_eq!(direction.next_step(), Step::Send);
+                direction.on_sent(10);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_thrown_away_needs_no_grant() {
+        let mut direction = Direction::new(MoverChoice::Splice).limited(true);
+        direction.next_step();
+        direction.on_readable();
+        assert_eq!(direction.next_step(), Step::Claim);
+        direction.on_held_back();
+        direction.discard();
+        assert_eq!(
+            direction.next_step(),
+            Step::Receive(Group::Slow, Shots::Single)
+        );
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.note_acknowledged(now_ms, id);
         let options = self.options;
         let pair = self.live(id);
+        pair.note_held_back(now_ms);
         let stuck = now_ms > pair.last_activity_ms + options.half_close_ms;
         if stuck || pair.is_older_than(now_ms, options.max_age_ms) {
             self.close(id, Closing::Reset);
@@ -167,6 +168,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         self.note_acknowledged(now_ms, id);
         self.keep_alive(now_ms, id);
         let pair = self.live(id);
+        pair.note_held_back(now_ms);
         // Moments are rounded down to milliseconds: only one more than the limit is surely over.
         let silent_ms = now_ms.saturating_sub(pair.last_activity_ms);
         if pair.is_older_than(now_ms, options.max_age_ms) {
@@ -251,6 +253,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             let pair = live(&mut self.slots, id);
             pair.directions[end as usize].discard();
             self.io.shutdown_write(pair.socket(end));
+        }
+        for end in End::BOTH {
+            // One that was held back has no receive that would see the other's FIN.
+            self.progress(now_us, id, end);
         }
     }
 

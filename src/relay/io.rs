@@ -18,6 +18,8 @@ pub trait Io {
 
     /// Arms a receive into a buffer of the group.
     fn recv(&mut self, socket: &Self::Socket, group: Group, shots: Shots, token: Token);
+    /// As [`Io::recv`] with a single shot, of at most `len` bytes; not 0.
+    fn recv_up_to(&mut self, socket: &Self::Socket, group: Group, len: u32, token: Token);
     /// Completes once when the socket has as many bytes as its low-water mark says, or FIN, or failed.
     fn await_readable(&mut self, socket: &Self::Socket, token: Token);
     /// Bytes below which the socket does not count as readable; 1 unless told otherwise.
@@ -75,8 +77,12 @@ pub trait Io {
     fn unacknowledged_bytes(&mut self, socket: &Self::Socket) -> u32;
     /// Whether completions wait that were not handed out: bytes may be among them.
     fn has_completions(&mut self) -> bool;
-    /// Whether bytes of the peer lie in the socket, received by nobody.
-    fn has_unread(&mut self, socket: &Self::Socket) -> bool;
+    /// Bytes of the peer that lie in the socket, received by nobody; of those before urgent data.
+    fn unread_bytes(&mut self, socket: &Self::Socket) -> u32;
+    /// Whether there are any.
+    fn has_unread(&mut self, socket: &Self::Socket) -> bool {
+        self.unread_bytes(socket) > 0
+    }
     /// The socket's pending error.
     fn take_error(&mut self, socket: &Self::Socket) -> io::Result<()>;
     /// Closes the socket. No operation on it may be in flight.
@@ -91,6 +97,10 @@ impl Io for RelayRing {
 
     fn recv(&mut self, socket: &OwnedFd, group: Group, shots: Shots, token: Token) {
         RelayRing::recv(self, socket.as_fd(), group, shots, token);
+    }
+
+    fn recv_up_to(&mut self, socket: &OwnedFd, group: Group, len: u32, token: Token) {
+        RelayRing::recv_up_to(self, socket.as_fd(), group, len, token);
     }
 
     fn await_readable(&mut self, socket: &OwnedFd, token: Token) {
@@ -191,8 +201,8 @@ impl Io for RelayRing {
         RelayRing::has_completions(self)
     }
 
-    fn has_unread(&mut self, socket: &OwnedFd) -> bool {
-        socket::has_unread(socket.as_fd())
+    fn unread_bytes(&mut self, socket: &OwnedFd) -> u32 {
+        socket::unread_bytes(socket.as_fd())
     }
 
     fn take_error(&mut self, socket: &OwnedFd) -> io::Result<()> {

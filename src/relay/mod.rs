@@ -5,12 +5,13 @@
 //! reports the end. No task, no allocation and no lock per byte moved.
 //!
 //! [`direction`] decides what one direction does next and [`bulk`] with which mover, this file carries
-//! it out, `copy` and `splice` move the bytes, `ending` takes sessions down.
+//! it out, `copy` and `splice` move the bytes, [`bandwidth`] holds them back, `ending` takes sessions down.
 //! The engine is generic over [`io::Io`], so that `simulation` can drive it with a kernel that
 //! behaves as badly as a seed tells it to.
 //!
 //! The two movers meet at `Relay::progress`: a direction's `Step` says *what*, `copy` or `splice` how.
 
+pub mod bandwidth;
 pub mod bulk;
 mod copy;
 pub mod direction;
@@ -22,12 +23,14 @@ mod simulation;
 mod splice;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
 use crate::outcome::{Cause, CloseReason, MoverKind};
 use crate::ring::{Buffer, Completion, Group, RelayRing};
 use crate::sys::socket::Keepalive;
+use bandwidth::{Bandwidth, Limits};
 use bulk::{MoverChoice, Thresholds};
 use direction::{Direction, Source, Step};
 use io::Io;
@@ -85,6 +88,8 @@ pub trait Watcher {
     fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64, mover: MoverKind);
     /// A direction is moved by `to` from now on.
     fn switched(&mut self, record: &Self::Record, to: MoverKind);
+    /// A direction has to wait for its bandwidth.
+    fn held_back(&mut self, record: &Self::Record, from: End);
     /// The engine is about to handle a completion of this session.
     fn in_hand(&mut self, record: &Self::Record);
     /// The session is over and its sockets are closed.
@@ -124,6 +129,8 @@ enum Due {
     Session(PairId),
     /// A direction may try to send again.
     Retry(PairId, End),
+    /// A direction's bandwidth is there.
+    LetGo(PairId, End),
 }
 
 struct Slot<I: Io, R> {
@@ -155,18 +162,25 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    /// Takes a session over: two connected sockets and what to report at the end.
+    /// Takes a session over: two connected sockets by [`End`], the limits of its bandwidth, and what to
+    /// report at the end.
     pub fn start(
         &mut self,
         now_us: u64,
-        downstream: I::Socket,
-        upstream: I::Socket,
+        sockets: [I::Socket; 2],
+        bandwidth: Option<&Arc<Bandwidth>>,
         record: W::Record,
     ) -> PairId {
         let now_ms = now_us / 1_000;
+        let limits = bandwidth.map(|it| Box::new(Limits::new(it, now_us)));
+        let direction = |from| {
+            let is_limited = limits.as_ref().is_some_and(|it| it.is_limited(from));
+            Direction::new(self.options.mover).limited(is_limited)
+        };
         let pair = Box::new(Pair {
-            sockets: [Some(downstream), Some(upstream)],
-            directions: [Direction::new(self.options.mover); 2],
+            sockets: sockets.map(Some),
+            directions: End::BOTH.map(direction),
+            limits,
             queues: [VecDeque::new(), VecDeque::new()],
             pipes: [None, None],
             waits: [0; 2],
@@ -293,6 +307,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             match timer {
                 Due::Session(id) => self.on_timer(now_us, id),
                 Due::Retry(id, from) => self.on_retry(now_us, id, from),
+                Due::LetGo(id, from) => self.on_let_go(now_us, id, from),
             }
         }
         self.due = due;
@@ -388,8 +403,13 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         pair.note_first_byte(now_us, from);
         let direction = &mut pair.directions[from as usize];
         if direction.on_received(len, full, more) {
-            let limits = &self.options.thresholds;
-            let promote = direction.bulk().on_received(now_us / 1_000, len, limits);
+            let thresholds = &self.options.thresholds;
+            let promote = direction
+                .bulk()
+                .on_received(now_us / 1_000, len, thresholds);
+            if direction.is_limited() {
+                pair.spend(from, len);
+            }
             pair.queues[from as usize].push_back(Chunk {
                 buffer,
                 from: 0,
@@ -477,6 +497,8 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 }
                 Step::StopReceiving => self.io.cancel(token(id, Operation::Receive, from)),
                 Step::AwaitReadable => self.await_readable(now_us, id, from),
+                Step::Claim => self.claim(now_us, id, from),
+                Step::ReceiveGranted(group) => self.receive_granted(id, from, group),
                 Step::Fill if spent_bytes >= budget_bytes => {
                     pair.direction(from).fill_next();
                     self.put_off(id, from);

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use super::bandwidth::Limits;
 use super::direction::Direction;
 use super::io::Io;
 use crate::core::wheel::TimerId;
@@ -135,6 +136,8 @@ pub(super) struct Pair<I: Io, R> {
     /// Indexed by the end that the bytes come from.
     pub directions: [Direction; 2],
     pub queues: [VecDeque<Chunk>; 2],
+    /// Without it, no direction is limited.
+    pub limits: Option<Box<Limits>>,
     /// Pipes with bytes in them, by the end that the bytes come from. Their bytes are queued behind
     /// none: such a direction's queue is empty.
     pub pipes: [Option<I::Pipe>; 2],

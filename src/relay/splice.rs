@@ -132,7 +132,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         };
         let pair = live(&mut self.slots, id);
         debug_assert!(pair.pipes[from as usize].is_none());
-        let chunk = self.options.thresholds.chunk_bytes;
+        let chunk = pair.allowance(from, self.options.thresholds.chunk_bytes);
         let filled = self.io.fill(pair.socket(from), &pipe, chunk as usize);
         match filled {
             Ok(0) => {
@@ -162,6 +162,9 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         // A pipe of few slots leaves bytes behind that must not wait for the mark.
         let below_mark = direction.bulk().is_marked() && filled < limits.mark_bytes;
         direction.on_filled(filled, below_mark || filled >= limits.chunk_bytes);
+        if direction.is_limited() {
+            pair.spend(from, filled);
+        }
         match verdict {
             Verdict::GoOn => {}
             Verdict::RaiseMark => self.raise_mark(id, from),
@@ -277,8 +280,10 @@ impl<I: Io, W: Watcher> Relay<I, W> {
 
     fn raise_mark(&mut self, id: PairId, from: End) {
         let pair = live(&mut self.slots, id);
+        let is_limited = pair.directions[from as usize].is_limited();
         let bit = &mut pair.was_marked[from as usize];
-        if !*bit && self.marks == MARKS_MAX {
+        // A limited stream pauses anyway, and may not take as much as the mark.
+        if is_limited || (!*bit && self.marks == MARKS_MAX) {
             return pair.directions[from as usize].bulk().on_mark_lowered();
         }
         self.marks += usize::from(!std::mem::replace(bit, true));

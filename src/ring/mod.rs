@@ -228,14 +228,19 @@ impl RelayRing {
             Shots::Multi if self.multishot_receive => {
                 opcode::RecvMulti::new(fd, group as u16).build()
             }
-            Shots::Multi | Shots::Single => {
-                // A length of 0 with BUFFER_SELECT means the whole buffer.
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                    .buf_group(group as u16)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
+            // A length of 0 with BUFFER_SELECT means the whole buffer.
+            Shots::Multi | Shots::Single => return self.recv_up_to(socket, group, 0, token),
         };
+        self.push(entry, token);
+    }
+
+    /// As [`RelayRing::recv`] with a single shot, of at most `len` bytes.
+    pub fn recv_up_to(&mut self, socket: BorrowedFd<'_>, group: Group, len: u32, token: Token) {
+        let fd = Fd(socket.as_raw_fd());
+        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len)
+            .buf_group(group as u16)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
         self.push(entry, token);
     }
 

@@ -1,4 +1,4 @@
-//! Zero-copy sends against the real kernel. Over loopback every byte that arrives was copied; bytes that
+//! Zero-copy sends against the real kernel, and receives of a length. Over loopback every byte that arrives was copied; bytes that
 //! wait in the sender's queue were not.
 
 use std::io::{ErrorKind, Read, Write};
@@ -215,6 +215,21 @@ fn sends_that_take_nothing_say_nothing_about_copies() {
     assert_eq!(after.copied_total, before.copied_total);
     assert!(after.is_on);
     drop(far);
+}
+
+#[test]
+fn a_receive_of_a_length_takes_no_more_into_its_buffer() {
+    let mut rig = Rig::new();
+    let (mut far, near) = UnixStream::pair().unwrap();
+    far.write_all(b"granted and not").unwrap();
+    for (len, expected) in [(7, "granted"), (BUFFER_BYTES, " and not")] {
+        rig.ring.recv_up_to(near.as_fd(), Group::Fast, len, TOKEN);
+        let (received, buffer) = rig.complete();
+        let buffer = buffer.expect("bytes came");
+        let bytes = rig.ring.buffers().bytes(&buffer, received as u32);
+        assert_eq!(bytes, expected.as_bytes());
+        rig.ring.buffers().release(buffer);
+    }
 }
 
 #[test]

@@ -281,12 +281,16 @@ pub fn take_error(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Whether bytes wait to be read (`FIONREAD`).
-pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
+/// Bytes that wait to be read, up to urgent data (`FIONREAD`).
+pub fn unread_bytes(socket: BorrowedFd<'_>) -> u32 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int, which `bytes` is.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &mut bytes) };
-    result == 0 && bytes > 0
+    if result == 0 {
+        u32::try_from(bytes).unwrap_or(0)
+    } else {
+        0
+    }
 }
 
 /// Waits until the peer has closed or reset the connection, whatever of its bytes is still to be read, or
@@ -555,11 +559,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        assert!(!has_unread(server.as_fd()));
-        client.write_all(b"x").unwrap();
-        assert!(has_unread(server.as_fd()));
-        server.read_exact(&mut [0]).unwrap();
+        assert_eq!(unread_bytes(server.as_fd()), 0);
+        client.write_all(b"xyz").unwrap();
+        assert_eq!(unread_bytes(server.as_fd()), 3);
+        server.read_exact(&mut [0; 3]).unwrap();
         drop(client);
-        assert!(!has_unread(server.as_fd()));
+        assert_eq!(unread_bytes(server.as_fd()), 0);
     }
 }

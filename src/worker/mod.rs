@@ -40,6 +40,7 @@ use crate::metrics::CoreMetrics;
 use crate::mode::proxy::Required;
 use crate::mode::route::Routes;
 use crate::outcome::Cause;
+use crate::relay::bandwidth::Bandwidth;
 use crate::relay::{Relay, RelayOptions};
 use crate::ring::{RelayRing, RingError, RingOptions};
 use crate::sys::socket::Options;
@@ -87,6 +88,8 @@ pub struct ServiceListener {
     pub defer_connect: Option<Duration>,
     /// Who may come in; `None` is everybody.
     pub gate: Option<Arc<Gate>>,
+    /// How fast bytes may go through; `None` is no limit.
+    pub bandwidth: Option<Arc<Bandwidth>>,
     /// A unix socket: it knows no SYN and no SO_REUSEPORT.
     pub is_unix: bool,
     /// A PROXY header comes first.

@@ -100,7 +100,8 @@ pub(super) async fn run(
                 _pass: met.pass,
             };
             let mut engine = core.engine.borrow_mut();
-            engine.start(now_us, downstream, upstream, record);
+            let bandwidth = settings.bandwidth.as_ref();
+            engine.start(now_us, [downstream, upstream], bandwidth, record);
             if core.aborting.is_set() {
                 engine.abort_all(now_us, Cause::Drain);
             } else if is_over {
@@ -364,6 +365,12 @@ impl Watcher for SessionWatcher {
             .movers
             .of(to)
             .switches_total += 1;
+    }
+
+    fn held_back(&mut self, record: &Relayed, from: End) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        let listener = metrics.listener(record.opening.arrival.listener);
+        listener.bandwidth_pauses_total[from as usize] += 1;
     }
 
     fn in_hand(&mut self, record: &Relayed) {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
-    Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
-    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, HashBy,
+    Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Bandwidth,
+    Buffers, Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, HashBy,
     Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
     PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, RetryBudget, Route, RouteBy,
-    Server, ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream,
-    UpstreamPolicy, Verdict, Workers,
+    Server, ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Throughput, Timeouts,
+    Upstream, UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -210,11 +210,21 @@ fn some_limits() -> impl Strategy<Value = Limits> {
             on_full,
         },
     );
-    (most(), rate(), per_source).prop_map(|(connections, rate, per_source)| Limits {
+    let limits = (most(), rate(), per_source, a_throughput(), a_throughput());
+    limits.prop_map(|(connections, rate, per_source, of_each, of_all)| Limits {
         connections,
         rate,
         per_source,
+        bandwidth: Bandwidth {
+            connection: of_each,
+            listener: of_all,
+        },
     })
+}
+
+fn a_throughput() -> impl Strategy<Value = Throughput> {
+    let way = || prop::option::of(prop_oneof![Just(1 << 20), 1024u64..=64 << 30]);
+    (way(), way()).prop_map(|(upload, download)| Throughput { upload, download })
 }
 
 /// Any valid configuration. Distinct ports and paths by construction.

@@ -26,6 +26,7 @@ mod accepting;
 mod admission;
 mod backpressure;
 mod balancing;
+mod bandwidth;
 mod canary;
 mod closing;
 mod data;

@@ -177,7 +177,7 @@ pub enum Verdict {
     Deny,
 }
 
-/// How many clients may be connected, over all cores, and how fast new ones may come.
+/// How many clients may be connected, over all cores, how fast new ones may come, and how fast bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// At a time; `None` is no limit.
@@ -186,6 +186,26 @@ pub struct Limits {
     pub rate: Option<ConnectionRate>,
     /// The same for the clients of one network.
     pub per_source: PerSource,
+    /// Bytes.
+    pub bandwidth: Bandwidth,
+}
+
+/// How fast bytes may go through a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Those of each connection.
+    pub connection: Throughput,
+    /// Those of all connections together, over all cores.
+    pub listener: Throughput,
+}
+
+/// Bytes per second, each direction by itself; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throughput {
+    /// From clients.
+    pub upload: Option<u64>,
+    /// To clients.
+    pub download: Option<u64>,
 }
 
 /// New connections.

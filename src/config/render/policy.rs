@@ -3,8 +3,11 @@
 use serde_yaml::Value;
 
 use super::{mapping, text, word};
-use crate::config::model::{Access, AccessSource, ConnectionRate, Limits, PerSource, Verdict};
+use crate::config::model::{
+    Access, AccessSource, Bandwidth, ConnectionRate, Limits, PerSource, Throughput, Verdict,
+};
 use crate::config::validate::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS};
+use crate::units::ByteSize;
 
 pub(super) fn render_access(access: Option<&Access>) -> Value {
     let Some(Access { rules, otherwise }) = access else {
@@ -46,6 +49,11 @@ pub(super) fn render_limits(limits: &Limits) -> Value {
                 table,
                 on_full,
             },
+        bandwidth:
+            Bandwidth {
+                connection: of_each,
+                listener: of_all,
+            },
     } = limits;
     let per_source = mapping([
         ("connections", number_or_off(*source_connections)),
@@ -61,6 +69,25 @@ pub(super) fn render_limits(limits: &Limits) -> Value {
         ("rate", number_or_off(rate.map(per_second))),
         ("burst", number_or_off(rate.map(burst))),
         ("per_source", per_source),
+        (
+            "bandwidth",
+            mapping([
+                ("connection", throughput(*of_each)),
+                ("listener", throughput(*of_all)),
+            ]),
+        ),
+    ])
+}
+
+/// As short as it can be written.
+fn throughput(Throughput { upload, download }: Throughput) -> Value {
+    let size_or_off = |size: Option<u64>| size.map_or_else(|| text("off"), |it| text(ByteSize(it)));
+    if upload == download {
+        return size_or_off(upload);
+    }
+    mapping([
+        ("upload", size_or_off(upload)),
+        ("download", size_or_off(download)),
     ])
 }
 

@@ -5,6 +5,7 @@
 //! colliding addresses) are [`cross`]'s, and only a draft without a single finding becomes a
 //! [`Config`].
 
+mod bandwidth;
 mod bytes;
 mod cross;
 mod dns;
@@ -59,7 +60,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 24] = [
+    let sections: [(&str, &[&str]); 27] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -75,6 +76,18 @@ pub(super) fn known_keys() -> Vec<String> {
         (
             "listeners.NAME.limits.per_source.",
             &policy::PER_SOURCE_KEYS,
+        ),
+        (
+            "listeners.NAME.limits.bandwidth.",
+            &bandwidth::BANDWIDTH_KEYS,
+        ),
+        (
+            "listeners.NAME.limits.bandwidth.connection.",
+            &bandwidth::THROUGHPUT_KEYS,
+        ),
+        (
+            "listeners.NAME.limits.bandwidth.listener.",
+            &bandwidth::THROUGHPUT_KEYS,
         ),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.proxy_protocol.", &proxy::SENT_KEYS),

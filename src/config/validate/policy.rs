@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::cross::ListenerDraft;
-use super::within;
+use super::{bandwidth, within};
 use crate::config::limits::{
     ACCESS_ITEMS_MAX, CONNECTION_RATE, DEFAULT_LIMITS, DEFAULT_ON_REFUSE, LISTENER_CONNECTIONS,
     SOURCE_TABLE, V4_PREFIX_BITS, V6_PREFIX_BITS,
@@ -17,7 +17,8 @@ use crate::units::network::Network;
 use crate::units::{Address, shorten};
 
 pub(super) const ACCESS_KEYS: [&str; 2] = ["allow", "deny"];
-pub(super) const LIMITS_KEYS: [&str; 4] = ["connections", "rate", "burst", "per_source"];
+pub(super) const LIMITS_KEYS: [&str; 5] =
+    ["connections", "rate", "burst", "per_source", "bandwidth"];
 pub(super) const PER_SOURCE_KEYS: [&str; 7] = [
     "connections",
     "rate",
@@ -109,10 +110,12 @@ fn limits(report: &mut Report<'_>, section: &Section<'_>) -> Limits {
         Some(at) if !report.is_off(at) => per_source(report, at),
         _ => None,
     };
+    let bandwidth = section.get("bandwidth");
     Limits {
         connections,
         rate,
         per_source: per_source.unwrap_or(DEFAULT_LIMITS.per_source),
+        bandwidth: bandwidth.map_or(DEFAULT_LIMITS.bandwidth, |at| bandwidth::read(report, at)),
     }
 }
 

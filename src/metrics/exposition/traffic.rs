@@ -7,6 +7,10 @@ use super::page::{Labels, Page};
 use crate::metrics::Scrape;
 use crate::outcome::Cause;
 
+/// In the order of [`crate::metrics::ListenerMetrics::bandwidth_pauses_total`], in the words of the
+/// configuration.
+const DIRECTIONS: [&str; 2] = ["upload", "download"];
+
 pub(super) fn sessions(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     page.counter(
         "corelay_connections_closed_total",
@@ -90,6 +94,18 @@ pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         |c| &c.listeners,
         |l| l.sources_uncounted_total,
     );
+    page.counter(
+        "corelay_bandwidth_pauses_total",
+        "Waits of one direction of a connection for limits.bandwidth.",
+    );
+    for core in scrape.cores {
+        for (listener, name) in core.listeners.iter().zip(names) {
+            for (direction, pauses) in DIRECTIONS.iter().zip(listener.bandwidth_pauses_total) {
+                let pairs = format!("core=\"{}\",{name},direction=\"{direction}\"", core.core);
+                page.sample(&pairs, pauses);
+            }
+        }
+    }
 }
 
 pub(super) fn opening_errors(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {

@@ -7,27 +7,27 @@ use crate::relay::pair::PairId;
 use crate::ring::Group;
 
 /// The first session of a simulation, between sockets 0 and 1.
-const FIRST: PairId = PairId {
+pub(super) const FIRST: PairId = PairId {
     slot: 0,
     generation: 0,
 };
 /// More than a pass may deliver.
 const ROOM_BYTES: u64 = 10_000;
 /// Between two rounds.
-const ROUND_US: u64 = 100;
+pub(super) const ROUND_US: u64 = 100;
 
 impl Simulation {
     /// One that uses this mover, and whose sockets have room for everything.
     fn with_mover(mover: MoverChoice) -> Self {
         let simulation = (0..)
-            .map(Self::new)
+            .map(|seed| Self::with(seed, None))
             .find(|it| it.relay.options.mover == mover && !it.ages)
             .expect("every fourth or so");
         simulation.make_room();
         simulation
     }
 
-    fn make_room(&self) {
+    pub(super) fn make_room(&self) {
         for endpoint in &mut self.world.0.borrow_mut().endpoints {
             endpoint.stalled = false;
             endpoint.room = ROOM_BYTES;
@@ -36,25 +36,38 @@ impl Simulation {
 
     /// The client sends so many bytes, and may send more later.
     fn client_sends(&self, bytes: u64) {
-        let client = &mut self.world.0.borrow_mut().endpoints[0];
+        self.sends(0, bytes);
+    }
+
+    /// The client of a session does.
+    pub(super) fn sends(&self, session: usize, bytes: u64) {
+        let client = &mut self.world.0.borrow_mut().endpoints[2 * session];
         client.peer_sent += bytes;
         client.peer_will_send = u64::MAX;
     }
 
     /// What there is for the first session's upload happens; the server acknowledges everything.
     fn round(&mut self) {
+        self.upload(0);
+        self.next_round();
+    }
+
+    pub(super) fn upload(&self, session: usize) {
         let mut world = self.world.0.borrow_mut();
-        world.endpoints[1].acknowledged = world.endpoints[1].taken;
-        world.complete_receive(0);
-        world.complete_readable(0);
-        world.complete_send(1);
-        world.complete_writable(1);
-        drop(world);
+        let (from, to) = (2 * session, 2 * session + 1);
+        world.endpoints[to].acknowledged = world.endpoints[to].taken;
+        world.complete_receive(from);
+        world.complete_readable(from);
+        world.complete_send(to);
+        world.complete_writable(to);
+    }
+
+    pub(super) fn next_round(&mut self) {
         self.now_us += ROUND_US;
         self.pass();
     }
 
-    fn look<T>(&self, at: impl FnOnce(&World) -> T) -> T {
+    pub(super) fn look<T>(&self, at: impl FnOnce(&World) -> T) -> T {
         at(&self.world.0.borrow())
     }
 }
@@ -64,7 +77,7 @@ impl Simulation {
 fn no_tail_waits_below_a_low_water_mark() {
     let mut guarded = 0;
     for seed in 0..200 {
-        let mut simulation = Simulation::new(seed);
+        let mut simulation = Simulation::with(seed, None);
         simulation.make_room();
         let tail = simulation
             .world
@@ -136,7 +149,7 @@ fn a_goodbye_waits_for_completions_that_are_left() {
 fn a_spliced_stream_spends_its_budget_and_no_more() {
     let mut was_put_off = false;
     for seed in 0..100 {
-        let mut simulation = Simulation::new(seed);
+        let mut simulation = Simulation::with(seed, None);
         if simulation.relay.options.mover != MoverChoice::Splice {
             continue;
         }

@@ -6,6 +6,7 @@ pub(super) struct Receive {
     pub(super) token: Token,
     pub(super) group: Group,
     pub(super) shots: Shots,
+    pub(super) most: u32,
     pub(super) cancelled: bool,
 }
 
@@ -81,6 +82,11 @@ impl Endpoint {
 
     pub(super) fn available(&self) -> u64 {
         self.peer_sent - self.received
+    }
+
+    /// Bytes from here to the urgent ones, if some are still to come.
+    pub(super) fn before_urgent(&self) -> Option<u64> {
+        self.urgent_at?.checked_sub(self.received)
     }
 
     /// The error that the socket reports now: the reset once, then what `after` says.

@@ -97,7 +97,7 @@ impl World {
             return;
         }
         if available > 0 && !(receive.cancelled && self.random.chance(50)) {
-            let len = self.random.below(available.min(u64::from(BUFFER_BYTES))) + 1;
+            let len = self.random.below(available.min(u64::from(receive.most))) + 1;
             let start = self.endpoints[id].received;
             let bytes: Vec<u8> = (0..len).map(|offset| pattern(id, start + offset)).collect();
             match self.pool.kernel_fills(receive.group, &bytes) {
@@ -273,8 +273,17 @@ impl Io for SharedWorld {
             token,
             group,
             shots,
+            most: BUFFER_BYTES,
             cancelled: false,
         });
+    }
+
+    fn recv_up_to(&mut self, socket: &Socket, group: Group, len: u32, token: Token) {
+        assert!(len > 0, "0 is the whole buffer");
+        self.recv(socket, group, Shots::Single, token);
+        if let Some(receive) = &mut self.0.borrow_mut().endpoints[socket.0].receive {
+            receive.most = len.min(BUFFER_BYTES);
+        }
     }
 
     fn await_readable(&mut self, socket: &Socket, token: Token) {
@@ -306,10 +315,8 @@ impl Io for SharedWorld {
         let endpoint = &mut world.endpoints[id];
         assert!(endpoint.receive.is_none() && endpoint.readable.is_none() && !endpoint.closed);
         let start = endpoint.received;
-        let stop = endpoint.urgent_at.filter(|&at| at >= start);
-        let available = stop.map_or(endpoint.available(), |at| {
-            endpoint.available().min(at - start)
-        });
+        let before_urgent = endpoint.before_urgent().unwrap_or(u64::MAX);
+        let available = endpoint.available().min(before_urgent);
         if available == 0 {
             return match endpoint {
                 // tcp_splice_read: FIN counts before the queue that is behind an urgent byte.
@@ -499,6 +506,12 @@ impl Io for SharedWorld {
 
     fn has_completions(&mut self) -> bool {
         !self.0.borrow().completions.is_empty()
+    }
+
+    fn unread_bytes(&mut self, socket: &Socket) -> u32 {
+        let endpoint = &self.0.borrow().endpoints[socket.0];
+        let before_urgent = endpoint.before_urgent().unwrap_or(u64::MAX);
+        endpoint.available().min(before_urgent) as u32
     }
 
     fn has_unread(&mut self, socket: &Socket) -> bool {

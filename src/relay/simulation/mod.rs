@@ -6,12 +6,14 @@
 //! end means that everything was delivered; an abort is passed on as an abort, after what came before it;
 //! every session ends; no buffer is lost; a pipe is filled only when it is empty, and closed when its session
 //! leaves bytes in it; what a zero-copy send took stays as it is until the kernel has returned the
-//! buffer, however late; no tail waits below a low-water mark.
+//! buffer, however late; no tail waits below a low-water mark; no limit of bandwidth is exceeded at any time, by
+//! a connection or by all together, and who is held back by one is neither forgotten nor taken for idle.
 
 mod directed;
 mod endpoint;
 mod kernel;
 mod lent;
+mod limited;
 mod random;
 
 use std::cell::RefCell;
@@ -27,6 +29,7 @@ use crate::ring::BufferPool;
 use crate::sys::socket::Keepalive;
 use endpoint::Endpoint;
 use kernel::{SharedWorld, Socket, World};
+use limited::Limited;
 use random::Random;
 
 const SEEDS: u64 = 3_000;
@@ -55,6 +58,8 @@ struct Ends {
     /// By mover.
     moved: [u64; 2],
     switches: [u64; 2],
+    /// By the end that was held back.
+    pauses: [u64; 2],
 }
 
 impl Watcher for Ends {
@@ -67,6 +72,10 @@ impl Watcher for Ends {
 
     fn switched(&mut self, _: &usize, to: MoverKind) {
         self.switches[to as usize] += 1;
+    }
+
+    fn held_back(&mut self, _: &usize, from: End) {
+        self.pauses[from as usize] += 1;
     }
 
     fn in_hand(&mut self, _: &usize) {}
@@ -98,10 +107,16 @@ struct Simulation {
     aborts: bool,
     /// Sessions have a maximum age.
     ages: bool,
+    /// What every session's bandwidth is limited to.
+    limits: Option<[Limited; 2]>,
 }
 
 impl Simulation {
     fn new(seed: u64) -> Self {
+        Self::with(seed, limited::some_limits(&mut Random(!seed)))
+    }
+
+    fn with(seed: u64, limits: Option<[Limited; 2]>) -> Self {
         let mut random = Random(seed);
         let sessions = random.below(6) as usize + 1;
         let buffers = [8, 16, 64, 1_024][random.below(4) as usize];
@@ -152,8 +167,10 @@ impl Simulation {
             ..Ends::default()
         };
         let mut relay = Relay::new(world.clone(), ends, options, 0);
+        let bandwidth = limits.map(limited::bandwidth);
         for session in 0..sessions {
-            relay.start(0, Socket(2 * session), Socket(2 * session + 1), session);
+            let sockets = [2 * session, 2 * session + 1].map(Socket);
+            relay.start(0, sockets, bandwidth.as_ref(), session);
         }
         Self {
             world,
@@ -163,6 +180,7 @@ impl Simulation {
             resets,
             aborts,
             ages,
+            limits,
         }
     }
 
@@ -180,6 +198,7 @@ impl Simulation {
         let receives = receives.count();
         drop(world);
         self.relay.begin_pass(receives);
+        self.check_limits();
         let before = self.relay.watcher().delivered.clone();
         // A pass may leave completions behind.
         let mut world = self.world.0.borrow_mut();
