@@ -284,6 +284,7 @@ fn render_server(server: &Server) -> Value {
         weight,
         backup,
         max_connections,
+        check_address,
     } = server;
     let mut entries = vec![
         ("address", text(address)),
@@ -296,6 +297,7 @@ fn render_server(server: &Server) -> Value {
     if !matches!(address, ServerAddress::Service { .. }) {
         entries.insert(1, ("weight", (*weight).into()));
     }
+    entries.extend(check_address.iter().map(|it| ("check_address", text(it))));
     mapping(entries)
 }
 

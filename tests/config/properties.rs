@@ -328,7 +328,12 @@ fn a_config() -> impl Strategy<Value = Config> {
                             },
                         };
                         let is_service = matches!(address, ServerAddress::Service { .. });
+                        let is_known = matches!(address, ServerAddress::Known(_));
+                        let check_address =
+                            (is_known && a_check(backlog).is_some() && place % 2 == 1)
+                                .then(|| Address::Tcp(([192, 0, 2, 1], port).into()));
                         Server {
+                            check_address,
                             weight: if is_service {
                                 DEFAULT_WEIGHT
                             } else {

@@ -27,6 +27,7 @@ mod admission;
 mod backpressure;
 mod balancing;
 mod canary;
+mod checks;
 mod closing;
 mod data;
 mod dialling;

@@ -128,6 +128,8 @@ pub struct Server {
     pub backup: bool,
     /// Connections that it may have at a time, over all cores; `None` is no limit.
     pub max_connections: Option<u32>,
+    /// Where its checks go; `None`: where the check says.
+    pub check_address: Option<Address>,
 }
 
 /// Where a server is.

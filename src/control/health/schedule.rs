@@ -99,7 +99,7 @@ impl Schedule {
         entry.began_us = Some(now_us);
         Some(Due {
             server,
-            address: entry.target.check.at.resolve(&entry.target.address),
+            address: entry.target.at.resolve(&entry.target.address),
             check: Arc::clone(&entry.target.check),
         })
     }
@@ -160,7 +160,6 @@ mod tests {
     fn targets(ids: std::ops::Range<u16>, port: u16) -> Vec<Target> {
         let check = Arc::new(CheckSpec {
             kind: CheckKind::Tcp,
-            at: CheckAt::Server,
             pace: Pace {
                 interval_us: INTERVAL_US,
                 fast_interval_us: 100_000,
@@ -172,6 +171,7 @@ mod tests {
         ids.map(|id| Target {
             server: ServerId(id),
             address: Address::Tcp(([127, 0, 0, 1], port).into()),
+            at: CheckAt::Server,
             check: Arc::clone(&check),
         })
         .collect()

@@ -15,6 +15,8 @@ pub struct Target {
     pub server: ServerId,
     /// Where it serves.
     pub address: Address,
+    /// Where it is checked.
+    pub at: CheckAt,
     /// How it is checked; usually shared by an upstream's servers.
     pub check: Arc<CheckSpec>,
 }
@@ -24,8 +26,6 @@ pub struct Target {
 pub struct CheckSpec {
     /// What is asked, and what is an answer.
     pub kind: CheckKind,
-    /// Where.
-    pub at: CheckAt,
     /// How often.
     pub pace: Pace,
     /// For the whole check, from the connect to the verdict. Bytes that trickle in do not prolong it.

@@ -1,18 +1,21 @@
 //! The configuration of upstreams in the words of those who act on it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, Eject, OnNoServer, ProxyVersions, ServerAddress, Upstream, UpstreamPolicy,
 };
-use crate::control::health::{CheckAt, CheckSpec};
+use crate::control::health::{CheckAt, CheckSpec, Target};
+use crate::control::source;
 use crate::mode::proxy::Told;
 use crate::sys::clock::micros;
 use crate::sys::source::Source;
+use crate::units::Address;
 use crate::wire::proxy::Version;
-use crate::worker::servers::{UpstreamSettings, WithoutServer};
+use crate::worker::servers::{SharedServer, UpstreamSettings, WithoutServer};
 
 /// Above so many cores, adding up the connections of every server costs more than looking at two.
 const CORES_SUMMED_MAX: usize = 8;
@@ -72,11 +75,51 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
     }
 }
 
-/// How an upstream's servers are checked.
-pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
+/// How and where an upstream's servers are checked.
+pub(in crate::control) struct Checking {
+    spec: Arc<CheckSpec>,
+    port: Option<u16>,
+    /// Of those with a `check_address`, by where they serve.
+    addresses: HashMap<Address, Address>,
+}
+
+impl Checking {
+    /// `None`: nobody is asked.
+    pub(super) fn new(upstream: &Upstream) -> Option<Self> {
+        let check = upstream.check.as_ref()?;
+        let source = upstream.source.as_ref().map(source::of);
+        let addresses = upstream.servers.iter().filter_map(|server| {
+            let ServerAddress::Known(serving) = &server.address else {
+                return None;
+            };
+            Some((serving.clone(), server.check_address.clone()?))
+        });
+        Some(Self {
+            spec: checked_by(check, source),
+            port: check.port,
+            addresses: addresses.collect(),
+        })
+    }
+
+    /// The check of one server.
+    pub(super) fn target(&self, server: &SharedServer) -> Target {
+        let at = match (self.addresses.get(&server.address), self.port) {
+            (Some(address), _) => CheckAt::Address(address.clone()),
+            (None, Some(port)) => CheckAt::Port(port),
+            (None, None) => CheckAt::Server,
+        };
+        Target {
+            server: server.id,
+            address: server.address.clone(),
+            at,
+            check: Arc::clone(&self.spec),
+        }
+    }
+}
+
+fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
         kind: check.kind.clone(),
-        at: check.port.map_or(CheckAt::Server, CheckAt::Port),
         pace: Pace {
             interval_us: micros(check.interval),
             fast_interval_us: micros(check.fast_interval),

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::roster::Roster;
-use super::settings::{checked_by, judged_by};
+use super::settings::{Checking, judged_by};
 use super::{Board, Making, News};
 use crate::balance::SlowStart;
 use crate::balance::health::{
@@ -15,10 +15,9 @@ use crate::balance::health::{
 };
 use crate::config::Config;
 use crate::config::model::{OnDown, Upstream};
-use crate::control::health::{self, CheckSpec, Checker, Target};
+use crate::control::health::{self, Checker, Target};
 use crate::control::resolve::refresh;
 use crate::control::resolve::{Answers, Member};
-use crate::control::source;
 use crate::core::mailbox::Sender;
 use crate::log::Namer;
 use crate::metrics::{LastCheck, Lookups, ServerStanding};
@@ -105,10 +104,7 @@ impl Watch<'_> {
                 name: upstream.name.clone(),
                 health: UpstreamHealth::new(&ids, judged_by(upstream), now_us),
                 pool: Arc::clone(pool),
-                check: upstream.check.as_ref().map(|check| {
-                    let source = upstream.source.as_ref().map(source::of);
-                    checked_by(check, source)
-                }),
+                check: Checking::new(upstream),
                 config: upstream.clone(),
                 slow_start_us: upstream.policy.slow_start.map(micros),
                 on_down: upstream.policy.on_down,
@@ -145,13 +141,8 @@ pub(super) fn targets(groups: &[Group]) -> Vec<Target> {
     let mut targets = Vec::new();
     for group in groups {
         let Some(check) = &group.check else { continue };
-        for (candidate, server) in &group.pool.servers {
-            targets.push(Target {
-                server: candidate.id,
-                address: server.address.clone(),
-                check: Arc::clone(check),
-            });
-        }
+        let servers = group.pool.servers.iter();
+        targets.extend(servers.map(|(_, server)| check.target(server)));
     }
     targets
 }
@@ -161,7 +152,7 @@ pub(super) struct Group {
     pub(super) id: UpstreamId,
     pub(super) name: String,
     pub(super) config: Upstream,
-    pub(super) check: Option<Arc<CheckSpec>>,
+    pub(super) check: Option<Checking>,
     pub(super) health: UpstreamHealth,
     pub(super) pool: Arc<Pool>,
     pub(super) slow_start_us: Option<u64>,

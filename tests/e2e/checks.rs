@@ -1,0 +1,63 @@
+//! Where checks go, and what stands in front of them.
+
+use std::net::{SocketAddr, TcpListener};
+
+use corelay_bench::servers::{RefusedPort, Server};
+use serde_json::{Value, json};
+
+use crate::support::{Config, Proxy, wait_until};
+
+/// Asks often enough for a test.
+fn check(kind: &str) -> Value {
+    json!({ "type": kind, "interval": "50ms", "fast_interval": "20ms", "timeout": "1s", "rise": 1, "fall": 1 })
+}
+
+/// One server as `/upstreams` shows it.
+fn standing(proxy: &Proxy, server: SocketAddr) -> Value {
+    let page: Value = serde_json::from_str(&proxy.get("/upstreams").body).unwrap();
+    let mut servers = page["app"].as_array().unwrap().iter();
+    let found = servers.find(|it| it["server"] == server.to_string());
+    found
+        .unwrap_or_else(|| panic!("{server} is not in {page}"))
+        .clone()
+}
+
+/// Waits until a server's checks have found it so.
+fn wait_found(proxy: &Proxy, server: SocketAddr, status: &str) {
+    wait_until(&format!("{server} is {status}"), || {
+        let standing = standing(proxy, server);
+        standing["last_check"].is_object() && standing["status"] == status
+    });
+}
+
+#[test]
+fn a_server_with_a_check_address_is_asked_there_whatever_the_check_says() {
+    let live = Server::echo().start().unwrap();
+    let [dead, nowhere] = [(); 2].map(|()| RefusedPort::new().unwrap());
+    let agent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.sock");
+    let unix_agent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let by_path = RefusedPort::new().unwrap();
+    // The port alone would find every server down.
+    let mut check = check("tcp");
+    check["port"] = nowhere.address().port().into();
+    let server = |address: SocketAddr, at: String| json!({ "address": address.to_string(), "check_address": at });
+    let servers = json!([
+        server(dead.address(), agent.local_addr().unwrap().to_string()),
+        server(live.address(), nowhere.address().to_string()),
+        server(by_path.address(), format!("unix:{}", path.display())),
+    ]);
+    let config = Config::to([live.address()])
+        .set("upstreams.app.servers", servers)
+        .set("upstreams.app.check", check);
+    let proxy = Proxy::start(&config);
+    wait_found(&proxy, dead.address(), "up");
+    wait_found(&proxy, live.address(), "down");
+    wait_found(&proxy, by_path.address(), "up");
+    // What the agent says is said of its server.
+    drop((agent, unix_agent));
+    wait_found(&proxy, dead.address(), "down");
+    wait_found(&proxy, by_path.address(), "down");
+    proxy.finish();
+}
