@@ -111,6 +111,7 @@ fn descriptors_are_given_back_and_their_lack_is_nobodys_failure() {
                 server: ServerId(targets.len() as u16),
                 address: address.clone(),
                 at: CheckAt::Server,
+                header: None,
                 check: spec(kind),
             });
         }
@@ -148,6 +149,7 @@ fn check_without_descriptors(address: Address) {
         server: ServerId(0),
         address,
         at: CheckAt::Server,
+        header: None,
         check: spec(CheckKind::Tcp),
     };
     let (_checker, results) = start(vec![target]);

@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, Keepalive,
-    Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay,
-    Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    Accept, AccessLog, Balance, Buffers, Check, CheckHeader, CheckKind, Dns, Eject, Family,
+    Handoff, Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
+    PerSource, Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -186,6 +186,7 @@ pub const DEFAULT_CHECK: Check = Check {
     rise: 2,
     fall: 3,
     port: None,
+    header: CheckHeader::AsSessions,
 };
 /// HTTP statuses.
 pub const HTTP_STATUS: RangeInclusive<u64> = 100..=599;

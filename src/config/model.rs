@@ -13,7 +13,7 @@ mod upstream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use check::{Check, CheckKind, Expect};
+pub use check::{Check, CheckHeader, CheckKind, Expect};
 pub use dns::{Dns, Family};
 pub use listener::{
     Accept, Access, AccessRule, AccessSource, ConnectionRate, Handoff, Limits, Listener, OnRefuse,

@@ -9,11 +9,11 @@ use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
-    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, Keepalive,
-    Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
-    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress,
-    Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict,
-    Workers,
+    Check, CheckHeader, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff,
+    Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
+    PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server,
+    ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy,
+    Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -52,8 +52,15 @@ fn a_check(number: u32) -> Option<Check> {
             server_name: (number % 4 == 1).then(|| "a.example".to_owned()),
         },
     };
+    let header = match (number % 5, &kind) {
+        (1, _) => CheckHeader::Off,
+        (2, it) if *it != CheckKind::Tcp => CheckHeader::V1,
+        (3, it) if *it != CheckKind::Tcp => CheckHeader::V2,
+        _ => CheckHeader::AsSessions,
+    };
     Some(Check {
         kind,
+        header,
         interval: Duration::from_millis(u64::from(number) + 10),
         fast_interval: Duration::from_millis(10),
         jitter_percent: number as u8 % 101,

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use corelay_bench::servers::{RefusedPort, Server};
 use serde_json::{Value, json};
 
-use crate::support::{Config, Proxy, wait_until};
+use crate::support::peer_proxy::PeerProxy;
+use crate::support::{Config, Proxy, skip, wait_until};
 
 /// Asks often enough for a test.
 fn check(kind: &str) -> Value {
@@ -60,4 +61,68 @@ fn a_server_with_a_check_address_is_asked_there_whatever_the_check_says() {
     wait_found(&proxy, dead.address(), "down");
     wait_found(&proxy, by_path.address(), "down");
     proxy.finish();
+}
+
+/// Servers that take nobody without a PROXY header, with an HTTP server behind them.
+fn proxied(behind: SocketAddr) -> Vec<(&'static str, PeerProxy)> {
+    let peers = [
+        (
+            "haproxy",
+            PeerProxy::haproxy("accept-proxy", &behind.to_string()),
+        ),
+        (
+            "nginx",
+            PeerProxy::nginx("proxy_protocol", &format!("proxy_pass {behind};")),
+        ),
+    ];
+    let here = peers.into_iter().filter_map(|(name, peer)| {
+        if peer.is_none() {
+            skip("checks with a PROXY header", &format!("no {name} here"));
+        }
+        Some((name, peer?))
+    });
+    here.collect()
+}
+
+#[test]
+fn haproxy_and_nginx_that_require_a_header_pass_http_checks() {
+    let behind = Server::http("a").start().unwrap();
+    for (name, peer) in proxied(behind.address()) {
+        // What the sessions send, what the check says, whether it goes to where the sessions go.
+        for (sessions, said, is_there, status) in [
+            ("v1", None, true, "up"),
+            ("v2", None, true, "up"),
+            ("v2", Some("v1"), true, "up"),
+            ("v1", Some("off"), true, "down"),
+            ("off", None, true, "down"),
+            ("off", Some("v2"), true, "up"),
+            ("v2", None, false, "down"),
+            ("v2", Some("v2"), false, "up"),
+            ("off", Some("v1"), false, "up"),
+        ] {
+            let mut check = check("http");
+            if let Some(said) = said {
+                check["proxy_protocol"] = said.into();
+            }
+            let elsewhere = RefusedPort::new().unwrap();
+            let server = if is_there {
+                json!(peer.address().to_string())
+            } else {
+                json!({ "address": elsewhere.address().to_string(), "check_address": peer.address().to_string() })
+            };
+            let config = Config::to([peer.address()])
+                .set("upstreams.app.servers", json!([server]))
+                .set("upstreams.app.proxy_protocol", sessions)
+                .set("upstreams.app.check", check);
+            let proxy = Proxy::start(&config);
+            let server = if is_there {
+                peer.address()
+            } else {
+                elsewhere.address()
+            };
+            println!("{name}: sessions {sessions}, check {said:?}, there {is_there}: {status}");
+            wait_found(&proxy, server, status);
+            proxy.finish();
+        }
+    }
 }

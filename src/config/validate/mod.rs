@@ -18,7 +18,7 @@ mod target;
 mod upstreams;
 
 pub(super) use dns::FAMILIES;
-pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
+pub(super) use health::{CHECK_HEADERS, ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use proxy::VERSIONS;
 pub(super) use route::ROUTE_BYS;

@@ -97,7 +97,7 @@ impl<R: FnMut(ServerId, CheckResult)> Engine<R> {
             }
             let due = self.schedule.take_due(now_us).expect("one is due");
             let server = due.server;
-            match Probe::start(due.address, due.check, &mut self.random, now_us) {
+            match Probe::start(due, &mut self.random, now_us) {
                 Err(outcome) => self.told(server, outcome, now_us),
                 Ok(mut probe) => {
                     if probe.is_connecting() || self.advance(server, &mut probe) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::spec::{CheckSpec, Target};
 use crate::balance::Random;
 use crate::units::{Address, ServerId};
+use crate::wire::proxy::Version;
 
 /// Between the first checks of two servers.
 const FIRST_SPACING_US: u64 = 10_000;
@@ -20,6 +21,7 @@ const FIRST_SPACING_US: u64 = 10_000;
 pub(super) struct Due {
     pub(super) server: ServerId,
     pub(super) address: Address,
+    pub(super) header: Option<Version>,
     pub(super) check: Arc<CheckSpec>,
 }
 
@@ -100,6 +102,7 @@ impl Schedule {
         Some(Due {
             server,
             address: entry.target.at.resolve(&entry.target.address),
+            header: entry.target.header,
             check: Arc::clone(&entry.target.check),
         })
     }
@@ -172,6 +175,7 @@ mod tests {
             server: ServerId(id),
             address: Address::Tcp(([127, 0, 0, 1], port).into()),
             at: CheckAt::Server,
+            header: None,
             check: Arc::clone(&check),
         })
         .collect()

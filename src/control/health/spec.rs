@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::balance::health::Pace;
 use crate::sys::source::Source;
 use crate::units::{Address, ServerId};
+use crate::wire::proxy::Version;
 
 pub use crate::config::model::{CheckKind, Expect};
 
@@ -17,6 +18,8 @@ pub struct Target {
     pub address: Address,
     /// Where it is checked.
     pub at: CheckAt,
+    /// The PROXY header that every check but tcp begins with; `None` is none.
+    pub header: Option<Version>,
     /// How it is checked; usually shared by an upstream's servers.
     pub check: Arc<CheckSpec>,
 }

@@ -1,5 +1,6 @@
 //! The checker against real sockets.
 
+mod header;
 mod lifecycle;
 mod tls;
 
@@ -55,6 +56,7 @@ fn target(id: u16, address: &Address, check: CheckSpec) -> Target {
         server: ServerId(id),
         address: address.clone(),
         at: CheckAt::Server,
+        header: None,
         check: Arc::new(check),
     }
 }

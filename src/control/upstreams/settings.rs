@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, OnNoServer, ProxyVersions, ServerAddress, Upstream, UpstreamPolicy,
+    Balance, Check, CheckHeader, Eject, OnNoServer, ProxySent, ProxyVersions, ServerAddress,
+    Upstream, UpstreamPolicy,
 };
 use crate::control::health::{CheckAt, CheckSpec, Target};
 use crate::control::source;
@@ -48,14 +49,18 @@ pub(in crate::control) fn settings(
         },
         fallback: policy.fallback,
         told: policy.proxy_protocol.map(|sent| Told {
-            version: match sent.version {
-                ProxyVersions::V1 => Version::V1,
-                ProxyVersions::V2 | ProxyVersions::Any => Version::V2,
-            },
+            version: version(&sent),
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
         }),
         source,
+    }
+}
+
+fn version(sent: &ProxySent) -> Version {
+    match sent.version {
+        ProxyVersions::V1 => Version::V1,
+        ProxyVersions::V2 | ProxyVersions::Any => Version::V2,
     }
 }
 
@@ -79,6 +84,9 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
 pub(in crate::control) struct Checking {
     spec: Arc<CheckSpec>,
     port: Option<u16>,
+    header: CheckHeader,
+    /// That of the sessions.
+    told: Option<Version>,
     /// Of those with a `check_address`, by where they serve.
     addresses: HashMap<Address, Address>,
 }
@@ -97,6 +105,8 @@ impl Checking {
         Some(Self {
             spec: checked_by(check, source),
             port: check.port,
+            header: check.header,
+            told: upstream.policy.proxy_protocol.as_ref().map(version),
             addresses: addresses.collect(),
         })
     }
@@ -108,10 +118,18 @@ impl Checking {
             (None, Some(port)) => CheckAt::Port(port),
             (None, None) => CheckAt::Server,
         };
+        let header = match self.header {
+            CheckHeader::Off => None,
+            CheckHeader::V1 => Some(Version::V1),
+            CheckHeader::V2 => Some(Version::V2),
+            // What listens elsewhere is another socket, which need not expect one.
+            CheckHeader::AsSessions => self.told.filter(|_| at == CheckAt::Server),
+        };
         Target {
             server: server.id,
             address: server.address.clone(),
             at,
+            header,
             check: Arc::clone(&self.spec),
         }
     }
