@@ -80,6 +80,7 @@ impl CoreStats {
         }
         let (cores, stale): (Vec<_>, Vec<_>) = last.iter().cloned().unzip();
         let shown = self.board.lock().clone();
+        let checker = shown.checker();
         let names = Names {
             servers: shown.servers,
             ..self.names.clone()
@@ -91,6 +92,8 @@ impl CoreStats {
             process: self.process(),
             standings: &shown.standings,
             lookups: &shown.lookups,
+            ejections_denied_total: &shown.ejections_denied_total,
+            checker,
             now_us: clock::now_us(),
             version: env!("CARGO_PKG_VERSION"),
             ring_features: &self.ring_features,

@@ -388,6 +388,8 @@ mod tests {
             ring_features: &[("SEND_ZC", true)],
             standings: &[],
             lookups: &[],
+            ejections_denied_total: &[],
+            checker: CheckerMetrics::default(),
             now_us: 0,
         };
         let value: Value = serde_json::from_str(&render(&scrape)).unwrap();

@@ -6,6 +6,7 @@ use corelay_bench::servers::{RefusedPort, Server};
 use serde_json::{Value, json};
 
 use crate::support::peer_proxy::PeerProxy;
+use crate::support::peers::expect_rejected;
 use crate::support::{Config, Proxy, skip, wait_until};
 
 /// Asks often enough for a test.
@@ -125,4 +126,50 @@ fn haproxy_and_nginx_that_require_a_header_pass_http_checks() {
             proxy.finish();
         }
     }
+}
+
+#[test]
+fn checks_that_are_late_and_ejections_that_may_not_be_show_in_the_metrics() {
+    // Each silent server holds a place for the whole timeout, and there are more of them than places.
+    const SILENT: usize = 70;
+    let silent: Vec<TcpListener> = (0..SILENT)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let dead = RefusedPort::new().unwrap();
+    let addresses = silent.iter().map(|it| it.local_addr().unwrap());
+    let mut check = check("tls");
+    check["timeout"] = "30s".into();
+    let config = Config::to(addresses)
+        .set("upstreams.app.check", check)
+        .set("listeners.other.bind", "127.0.0.1:0")
+        .set("listeners.other.upstream", "alone")
+        .set(
+            "upstreams.alone",
+            json!({ "servers": [dead.address().to_string()], "eject": { "failures": 2 } }),
+        );
+    let proxy = Proxy::start(&config);
+    wait_until("every place is taken", || {
+        proxy.metrics().sum("corelay_health_checks_in_flight") == 64.0
+    });
+    let late = || proxy.metrics().sum("corelay_health_checks_late_seconds");
+    wait_until("the checks of the others are late", || late() > 1.0);
+
+    let alone: SocketAddr = proxy.listener("other").parse().unwrap();
+    for _ in 0..4 {
+        expect_rejected(alone);
+    }
+    // The second failure in a row, and each after it.
+    wait_until("ejections are denied", || {
+        let denied = [("upstream", "alone")];
+        let metrics = proxy.metrics();
+        metrics.sum_where("corelay_ejections_denied_total", &denied) == 3.0
+    });
+    assert_eq!(
+        proxy
+            .metrics()
+            .sum_where("corelay_ejections_denied_total", &[("upstream", "app")]),
+        0.0
+    );
+    let mut proxy = proxy;
+    proxy.stop();
 }

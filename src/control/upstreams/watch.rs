@@ -64,6 +64,7 @@ impl Watch<'_> {
             let servers = pool.servers.iter();
             servers.map(move |(candidate, _)| (candidate.id, index))
         });
+        self.board.lock().checker = checker.as_ref().map(Checker::monitor);
         self.resolve()?;
         let watcher = Watcher {
             upstream_of: upstream_of.collect(),
@@ -109,6 +110,7 @@ impl Watch<'_> {
                 slow_start_us: upstream.policy.slow_start.map(micros),
                 on_down: upstream.policy.on_down,
                 drain: self.config.timeouts.drain,
+                denied_total: 0,
             }
         };
         upstreams.map(group).collect()
@@ -158,6 +160,8 @@ pub(super) struct Group {
     pub(super) slow_start_us: Option<u64>,
     on_down: OnDown,
     drain: Duration,
+    /// Ejections, as shown.
+    denied_total: u64,
 }
 
 /// See the head of this file.
@@ -196,8 +200,9 @@ impl Watcher {
                         let health = &mut self.groups[group].health;
                         (group, health.observed(server, observation, now_us))
                     });
-                    if let Some((group, Some(transition))) = changed {
-                        self.apply(group, &[transition]);
+                    if let Some((group, transition)) = changed {
+                        self.note_denied(group);
+                        self.apply(group, transition.as_slice());
                     }
                 }
                 Ok(News::Resolved(upstream, members)) => self.resolved(upstream, &members),
@@ -381,6 +386,15 @@ impl Watcher {
             CheckOutcome::NotMade(_) => &mut standing.checks_not_made_total,
         };
         *count += 1;
+    }
+
+    /// Ejections that there would be, but for their limit. Most observations are none.
+    fn note_denied(&mut self, index: usize) {
+        let group = &mut self.groups[index];
+        let total = group.health.ejections().denied_total();
+        if total != std::mem::replace(&mut group.denied_total, total) {
+            self.board.lock().ejections_denied_total[index] = total;
+        }
     }
 
     fn note_transition(&self, index: usize, transition: &Transition) {

@@ -101,6 +101,11 @@ fn page() -> (String, Parsed) {
                 failed_total: 1,
             }),
         ],
+        ejections_denied_total: &[0, 5],
+        checker: CheckerMetrics {
+            in_flight: 7,
+            late: Duration::from_millis(1_250),
+        },
         now_us: 0,
     });
     let parsed = parse(&text);
@@ -296,6 +301,15 @@ fn a_server_that_is_gone_has_no_series_and_its_sessions_stay_counted() {
             .keys()
             .all(|key| key.server != Some(ServerId(1)))
     );
+}
+
+#[test]
+fn the_checker_and_denied_ejections_are_shown() {
+    let (_, parsed) = page();
+    assert_eq!(parsed.sum("corelay_health_checks_in_flight", &[]), 7.0);
+    assert_eq!(parsed.sum("corelay_health_checks_late_seconds", &[]), 1.25);
+    let denied = |upstream| parsed.sum("corelay_ejections_denied_total", &[("upstream", upstream)]);
+    assert_eq!((denied("app"), denied("db")), (0.0, 5.0));
 }
 
 #[test]
