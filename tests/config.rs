@@ -341,7 +341,7 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 25] = [
+const ALTERNATIVES: [&str; 28] = [
     "upstreams.NAME.check.server_name",
     "upstreams.NAME.check.send",
     "upstreams.NAME.check.expect",
@@ -350,6 +350,9 @@ const ALTERNATIVES: [&str; 25] = [
     "upstreams.NAME.check.proxy_protocol",
     "upstreams.NAME.servers[].check_address",
     "upstreams.NAME.fallback",
+    "upstreams.NAME.stop_listening",
+    "upstreams.NAME.stop_listening.after",
+    "upstreams.NAME.stop_listening.resume_after",
     "listeners.NAME.proxy_protocol.trusted",
     "listeners.NAME.proxy_protocol.versions",
     "listeners.NAME.proxy_protocol.timeout",
@@ -411,12 +414,13 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, names: {}, no_name: b, other_protocol: b } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, names: {}, no_name: b, other_protocol: b } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } }, s: { bind: 127.0.0.1:4, upstream: s } }\n\
          upstreams:\n\
          \x20 b: { servers: [{ address: \"[::1]:9\", check_address: 127.0.0.1:9 }], fallback: d, check: { type: http, port: 1, proxy_protocol: off }, proxy_protocol: v2 }\n\
          \x20 d: { servers: [e:1], check: { type: tls, server_name: e }, source: { address: 10.0.0.1, interface: eth0, mark: 1, dscp: ef, congestion: bbr } }\n\
          \x20 f: { servers: [g:1], fallback: h, check: { type: exchange, send: a, expect: b } }\n\
          \x20 h: { servers: [i:1], check: { type: exchange, contains: b } }\n\
+         \x20 s: { servers: [k:1], check: tcp, on_no_server: stop_listening }\n\
          admin: { bind: 127.0.0.1:2 }",
     );
     let rendered = config::render(&config.expect("valid"));

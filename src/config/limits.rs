@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::model::{
     Accept, AccessLog, Balance, Buffers, Check, CheckHeader, CheckKind, Dns, Eject, Family,
     Handoff, Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
-    PerSource, Queue, Relay, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    PerSource, Queue, Relay, Steer, StopListening, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -201,6 +201,14 @@ pub const DEFAULT_EJECT: Eject = Eject {
     max_percent: 50,
 };
 
+/// Whoever is in front needs seconds to notice either: three more before a host gives its clients up, for a
+/// server that restarts is back by then, and ten before it takes them back, for one that has just come up
+/// may fall again.
+pub const DEFAULT_STOP_LISTENING: StopListening = StopListening {
+    after: Duration::from_secs(3),
+    resume_after: Duration::from_secs(10),
+};
+
 /// Three further servers reach a live one unless most are dead, and a client waits for four connect
 /// timeouts at most. A session beyond every server's limit is refused at once, unless somebody says how
 /// long a client may wait; a few seconds outlast a burst and not a client's patience.
@@ -215,6 +223,7 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     slow_start: None,
     on_down: OnDown::Keep,
     on_no_server: OnNoServer::Reset,
+    stop_listening: DEFAULT_STOP_LISTENING,
     fallback: None,
     proxy_protocol: None,
 };

@@ -21,8 +21,8 @@ pub use listener::{
 };
 pub use source::{AddressRange, Source};
 pub use upstream::{
-    Balance, Eject, OnDown, OnNoServer, ProxySent, Queue, Server, ServerAddress, Upstream,
-    UpstreamPolicy,
+    Balance, Eject, OnDown, OnNoServer, ProxySent, Queue, Server, ServerAddress, StopListening,
+    Upstream, UpstreamPolicy,
 };
 
 /// A whole configuration, ready to run.

@@ -16,8 +16,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, ServerAddress, Target,
-    Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, OnNoServer, Queue, Route, Server, ServerAddress,
+    StopListening, Target, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
@@ -243,6 +243,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
                 slow_start,
                 on_down,
                 on_no_server,
+                stop_listening,
                 fallback,
                 proxy_protocol,
             },
@@ -266,6 +267,17 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
             Value::Sequence(servers.iter().map(render_server).collect()),
         ),
     ];
+    if *on_no_server == OnNoServer::StopListening {
+        let StopListening {
+            after,
+            resume_after,
+        } = stop_listening;
+        let section = [
+            ("after", duration(*after)),
+            ("resume_after", duration(*resume_after)),
+        ];
+        entries.insert(entries.len() - 1, ("stop_listening", mapping(section)));
+    }
     if let Some(fallback) = fallback {
         let name = &upstreams[usize::from(fallback.0)].name;
         entries.insert(entries.len() - 1, ("fallback", text(name)));

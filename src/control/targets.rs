@@ -41,3 +41,12 @@ pub(super) fn upstreams_of(listener: &model::Listener) -> Vec<UpstreamId> {
     upstreams.dedup();
     upstreams
 }
+
+/// The same without those that get no session as the weights are.
+pub(super) fn leads_to(listener: &model::Listener) -> Vec<UpstreamId> {
+    let mut listener = listener.clone();
+    if let model::Target::Split { parts, .. } = &mut listener.target {
+        parts.retain(|(_, weight)| *weight > 0);
+    }
+    upstreams_of(&listener)
+}

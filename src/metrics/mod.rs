@@ -91,6 +91,8 @@ pub struct Scrape<'a> {
     pub lookups: &'a [Option<Lookups>],
     /// By [`UpstreamId`]: failures that would have ejected a server, had not too many been ejected.
     pub ejections_denied_total: &'a [u64],
+    /// By [`ListenerId`]: whether it listens.
+    pub listening: &'a [bool],
     /// The thread that checks servers.
     pub checker: CheckerMetrics,
     /// The monotonic clock, for what happened how long ago.

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
-use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
+use corelay::config::limits::{
+    DEFAULT_LIMITS, DEFAULT_STOP_LISTENING, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES,
+};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
     Check, CheckHeader, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff,
     Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
     PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server,
-    ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy,
-    Verdict, Workers,
+    ServerAddress, Source, SplitBy, Steer, StopListening, Target, TcpOptions, Timeouts, Upstream,
+    UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -355,6 +357,14 @@ fn a_config() -> impl Strategy<Value = Config> {
                 let is_unix =
                     |it: &Server| matches!(it.address, ServerAddress::Known(Address::Unix(_)));
                 let has_tcp = !servers.iter().all(is_unix);
+                // Not all of the first upstreams say so: the listeners of others would never stop.
+                let may_stop = number == 0 && a_check(backlog).is_some() && backlog % 2 == 0;
+                let on_no_server = match backlog % 3 {
+                    _ if may_stop => OnNoServer::StopListening,
+                    0 => OnNoServer::Reset,
+                    1 => OnNoServer::Close,
+                    _ => OnNoServer::Hold,
+                };
                 config.upstreams.push(Upstream {
                     name,
                     policy: UpstreamPolicy {
@@ -372,8 +382,15 @@ fn a_config() -> impl Strategy<Value = Config> {
                         }),
                         slow_start: (backlog % 7 == 0).then_some(Duration::from_secs(30)),
                         on_down: [OnDown::Keep, OnDown::Drain, OnDown::Close][backlog as usize % 3],
-                        on_no_server: [OnNoServer::Reset, OnNoServer::Close, OnNoServer::Hold]
-                            [backlog as usize % 3],
+                        on_no_server,
+                        stop_listening: if on_no_server == OnNoServer::StopListening {
+                            StopListening {
+                                after: Duration::from_millis(backlog.into()),
+                                resume_after: Duration::from_millis(u64::from(backlog) + 1),
+                            }
+                        } else {
+                            DEFAULT_STOP_LISTENING
+                        },
                         fallback: None,
                         proxy_protocol: (backlog % 4 == 1).then_some(ProxySent {
                             version: ProxyVersions::V2,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
-use super::source;
 use super::target::{NameDraft, TargetDraft, check_references};
+use super::{source, stop_listening};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_BUFFERS, DEFAULT_DNS, DEFAULT_LOG, DEFAULT_RELAY,
@@ -160,6 +160,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_servers(report, draft);
     check_weights(report, draft);
     check_checks(report, draft);
+    stop_listening::check(report, draft);
     source::check(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);

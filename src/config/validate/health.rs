@@ -46,10 +46,11 @@ pub(in crate::config) const ON_DOWNS: [(&str, OnDown); 3] = [
 ];
 
 /// The words of `on_no_server`.
-pub(in crate::config) const ON_NO_SERVERS: [(&str, OnNoServer); 3] = [
+pub(in crate::config) const ON_NO_SERVERS: [(&str, OnNoServer); 4] = [
     ("reset", OnNoServer::Reset),
     ("close", OnNoServer::Close),
     ("hold", OnNoServer::Hold),
+    ("stop_listening", OnNoServer::StopListening),
 ];
 
 /// `off`, or a section.

@@ -14,6 +14,7 @@ mod proxy;
 mod route;
 mod settings;
 mod source;
+mod stop_listening;
 mod target;
 mod upstreams;
 
@@ -57,7 +58,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 23] = [
+    let sections: [(&str, &[&str]); 24] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -79,6 +80,10 @@ pub(super) fn known_keys() -> Vec<String> {
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
+        (
+            "upstreams.NAME.stop_listening.",
+            &stop_listening::STOP_LISTENING_KEYS,
+        ),
         ("upstreams.NAME.source.", &source::SOURCE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("dns.", &dns::DNS_KEYS),

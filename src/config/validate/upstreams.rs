@@ -3,6 +3,7 @@
 use super::cross::{ServerDraft, UpstreamDraft};
 use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::source::source;
+use super::stop_listening::stop_listening;
 use super::{parse_server, proxy, within};
 use crate::config::address::check_server;
 use crate::config::limits::{
@@ -14,7 +15,7 @@ use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 use crate::units::Address;
 
-pub(super) const UPSTREAM_KEYS: [&str; 12] = [
+pub(super) const UPSTREAM_KEYS: [&str; 13] = [
     "balance",
     "retries",
     "queue",
@@ -23,6 +24,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 12] = [
     "slow_start",
     "on_down",
     "on_no_server",
+    "stop_listening",
     "fallback",
     "proxy_protocol",
     "source",
@@ -141,6 +143,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
         slow_start,
         on_down,
         on_no_server,
+        stop_listening: stop_listening(report, section, on_no_server),
         fallback: None,
         proxy_protocol: section
             .get("proxy_protocol")

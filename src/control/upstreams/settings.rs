@@ -43,7 +43,7 @@ pub(in crate::control) fn settings(
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
         without_server: match policy.on_no_server {
-            OnNoServer::Reset => WithoutServer::Reset,
+            OnNoServer::Reset | OnNoServer::StopListening => WithoutServer::Reset,
             OnNoServer::Close => WithoutServer::Close,
             OnNoServer::Hold => WithoutServer::Hold,
         },

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::halts::{Halts, Turn, has_server};
 use super::roster::Roster;
 use super::settings::{Checking, judged_by};
 use super::{Board, Making, News};
@@ -15,6 +16,7 @@ use crate::balance::health::{
 };
 use crate::config::Config;
 use crate::config::model::{OnDown, Upstream};
+use crate::control::Notice;
 use crate::control::health::{self, Checker, Target};
 use crate::control::resolve::refresh;
 use crate::control::resolve::{Answers, Member};
@@ -37,6 +39,7 @@ pub(in crate::control) struct Watch<'a> {
     pub(in crate::control) heard: mpsc::Receiver<News>,
     pub(in crate::control) board: Board,
     pub(in crate::control) log_names: Namer,
+    pub(in crate::control) notices: mpsc::Sender<Notice>,
 }
 
 impl Watch<'_> {
@@ -77,6 +80,8 @@ impl Watch<'_> {
             roster: self.roster,
             making: self.making,
             overdue: Vec::new(),
+            halts: Halts::new(self.config),
+            notices: self.notices,
         };
         let heard = self.heard;
         std::thread::Builder::new()
@@ -179,6 +184,8 @@ pub(super) struct Watcher {
     pub(super) deadline_us: Option<u64>,
     /// Servers that are down whose sessions are reset at this time.
     pub(super) overdue: Vec<(u64, ServerId)>,
+    halts: Halts,
+    notices: mpsc::Sender<Notice>,
 }
 
 impl Watcher {
@@ -224,6 +231,7 @@ impl Watcher {
         ejections
             .chain(self.overdue.iter().map(|(at_us, _)| *at_us))
             .chain(self.roster.next_us())
+            .chain(self.halts.next_us())
             .min()
     }
 
@@ -263,6 +271,11 @@ impl Watcher {
             self.end_sessions(server);
         }
         self.forget(now_us);
+        for turn in self.halts.settle(now_us) {
+            let Turn { listener, listens } = turn;
+            // The main thread is gone only when the process is ending.
+            let _ = self.notices.send(Notice::Listen(listener, listens));
+        }
         self.deadline_us = self.next_deadline_us();
     }
 
@@ -288,8 +301,10 @@ impl Watcher {
         self.deadline_us = self.next_deadline_us();
     }
 
-    pub(super) fn send_pool(&self, index: usize) {
+    pub(super) fn send_pool(&mut self, index: usize) {
         let group = &self.groups[index];
+        let has_server = has_server(&group.pool);
+        self.halts.note(group.id, has_server, clock::now_us());
         for core in self.cores.iter() {
             core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
         }

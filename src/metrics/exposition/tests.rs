@@ -102,6 +102,7 @@ fn page() -> (String, Parsed) {
             }),
         ],
         ejections_denied_total: &[0, 5],
+        listening: &[true, false],
         checker: CheckerMetrics {
             in_flight: 7,
             late: Duration::from_millis(1_250),
@@ -310,6 +311,13 @@ fn the_checker_and_denied_ejections_are_shown() {
     assert_eq!(parsed.sum("corelay_health_checks_late_seconds", &[]), 1.25);
     let denied = |upstream| parsed.sum("corelay_ejections_denied_total", &[("upstream", upstream)]);
     assert_eq!((denied("app"), denied("db")), (0.0, 5.0));
+}
+
+#[test]
+fn a_listener_that_has_stopped_is_told_from_one_that_listens() {
+    let (_, parsed) = page();
+    let listening = |listener| parsed.sum("corelay_listener_listening", &[("listener", listener)]);
+    assert_eq!((listening("edge"), listening(AWKWARD)), (1.0, 0.0));
 }
 
 #[test]
