@@ -45,6 +45,7 @@ mod routing;
 mod source;
 mod splicing;
 mod starting;
+mod stop_listening;
 mod support;
 mod timeouts;
 mod zero_copy;
