@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::listen::{Again, UnixPaths};
-use super::scrape::CoreStats;
 use crate::config::Config;
 use crate::config::model;
 use crate::core::mailbox::Sender;
@@ -37,10 +36,13 @@ pub(super) struct Listeners {
     /// By [`CoreId`].
     cpus: Vec<usize>,
     cores: Arc<[Sender<Message>]>,
-    stats: Arc<CoreStats>,
+    show: Show,
     /// Removed when their listener stops, or the process.
     unix_paths: UnixPaths,
 }
+
+/// Shows whether a listener listens.
+pub(super) type Show = Box<dyn Fn(ListenerId, bool)>;
 
 /// What the listeners are made of.
 pub(super) struct Parts<'a> {
@@ -50,7 +52,7 @@ pub(super) struct Parts<'a> {
     pub(super) options: Options,
     pub(super) cpus: Vec<usize>,
     pub(super) cores: Arc<[Sender<Message>]>,
-    pub(super) stats: Arc<CoreStats>,
+    pub(super) show: Show,
     pub(super) unix_paths: UnixPaths,
 }
 
@@ -96,14 +98,14 @@ impl Listeners {
         let all = config.listeners.iter().zip(parts.addresses).map(one);
         let all: Vec<One> = all.collect();
         for index in 0..all.len() {
-            parts.stats.set_listening(ListenerId(index as u16), true);
+            (parts.show)(ListenerId(index as u16), true);
         }
         Self {
             all,
             options: parts.options,
             cpus: parts.cpus,
             cores: parts.cores,
-            stats: parts.stats,
+            show: parts.show,
             unix_paths: parts.unix_paths,
         }
     }
@@ -161,7 +163,7 @@ impl Listeners {
             // Sockets that no core has yet are closed.
             one.phase = Phase::Closed(None);
             one.is_wanted = false;
-            self.stats.set_listening(ListenerId(index as u16), false);
+            (self.show)(ListenerId(index as u16), false);
         }
     }
 
@@ -194,7 +196,7 @@ impl Listeners {
 
     fn close(&mut self, id: ListenerId) {
         let one = &mut self.all[usize::from(id.0)];
-        self.stats.set_listening(id, false);
+        (self.show)(id, false);
         // A unix socket has no SYN to drop: without its path nobody new finds it.
         if let Address::Unix(path) = &one.address {
             self.unix_paths.remove(path);
@@ -239,7 +241,7 @@ impl Listeners {
         }
         one.phase = Phase::Open;
         one.error = None;
-        self.stats.set_listening(id, true);
+        (self.show)(id, true);
         let listener = &one.config.name;
         let address = &one.address;
         tracing::info!(listener, %address, "a listener listens again");
@@ -259,5 +261,157 @@ impl Listeners {
             error,
             "a listener cannot listen again; it is tried every second; see who has the address with `ss -ltnp` (`ss -lxp` for a unix socket)"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::core::mailbox::{self, Receiver};
+
+    const EDGE: ListenerId = ListenerId(0);
+
+    /// Two cores that are played by hand.
+    struct Stage {
+        listeners: Listeners,
+        mailboxes: Vec<Receiver<Message>>,
+        shown: Rc<RefCell<Vec<bool>>>,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let text = "listeners: { edge: { bind: 127.0.0.1:0, upstream: app } }\n\
+                        upstreams: { app: { servers: [127.0.0.1:1] } }";
+            let config = crate::config::from_str(text, "test", &|_| None).unwrap();
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = Address::Tcp(free.local_addr().unwrap());
+            let pairs = (0..2).map(|_| mailbox::mailbox().unwrap());
+            let (cores, mailboxes): (Vec<_>, Vec<_>) = pairs.unzip();
+            let shown = Rc::new(RefCell::new(Vec::new()));
+            let seen = Rc::clone(&shown);
+            let listeners = Listeners::new(Parts {
+                config: &config,
+                addresses: &[address],
+                options: Options {
+                    nodelay: true,
+                    user_timeout: None,
+                },
+                cpus: vec![0, 1],
+                cores: cores.into(),
+                show: Box::new(move |_, listens| seen.borrow_mut().push(listens)),
+                unix_paths: UnixPaths::default(),
+            });
+            Self {
+                listeners,
+                mailboxes,
+                shown,
+            }
+        }
+
+        /// What a core has been told since; the sockets are closed.
+        fn told(&self, core: usize) -> Vec<&'static str> {
+            let word = |message| match message {
+                Message::Close(EDGE) => "close",
+                Message::Open(EDGE, _) => "open",
+                _ => "something else",
+            };
+            std::iter::from_fn(|| self.mailboxes[core].next())
+                .map(word)
+                .collect()
+        }
+
+        fn close(&mut self) {
+            self.listeners.want(EDGE, false);
+            assert_eq!((self.told(0), self.told(1)), (vec!["close"], vec!["close"]));
+            for core in [1, 0] {
+                self.listeners.heard(Event::Closed(CoreId(core), EDGE));
+            }
+        }
+    }
+
+    #[test]
+    fn cores_close_together_and_open_one_after_the_other() {
+        let mut stage = Stage::new();
+        stage.close();
+        assert_eq!(stage.listeners.next_at(), None, "nobody wants it");
+        stage.listeners.want(EDGE, true);
+        assert_eq!((stage.told(0), stage.told(1)), (vec!["open"], vec![]));
+        stage.listeners.heard(Event::Opened(CoreId(0), EDGE));
+        assert_eq!((stage.told(0), stage.told(1)), (vec![], vec!["open"]));
+        assert_eq!(*stage.shown.borrow(), [true, false]);
+        stage.listeners.heard(Event::Opened(CoreId(1), EDGE));
+        assert_eq!(*stage.shown.borrow(), [true, false, true]);
+        assert_eq!((stage.told(0), stage.told(1)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_is_wanted_meanwhile_is_done_when_the_step_before_is() {
+        let mut stage = Stage::new();
+        stage.listeners.want(EDGE, false);
+        stage.listeners.want(EDGE, true);
+        assert_eq!(
+            (stage.told(0), stage.told(1)),
+            (vec!["close"], vec!["close"])
+        );
+        stage.listeners.heard(Event::Closed(CoreId(0), EDGE));
+        assert_eq!(stage.told(0), [""; 0], "the other core still listens");
+        stage.listeners.heard(Event::Closed(CoreId(1), EDGE));
+        assert_eq!(stage.told(0), ["open"]);
+        stage.listeners.want(EDGE, false);
+        stage.listeners.heard(Event::Opened(CoreId(0), EDGE));
+        assert_eq!(stage.told(1), ["open"]);
+        stage.listeners.heard(Event::Opened(CoreId(1), EDGE));
+        assert_eq!(
+            (stage.told(0), stage.told(1)),
+            (vec!["close"], vec!["close"])
+        );
+    }
+
+    #[test]
+    fn a_core_that_cannot_listen_closes_all_and_it_is_tried_again_later() {
+        let mut stage = Stage::new();
+        stage.close();
+        stage.listeners.want(EDGE, true);
+        stage.told(0);
+        stage.listeners.heard(Event::Opened(CoreId(0), EDGE));
+        stage.told(1);
+        let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        stage
+            .listeners
+            .heard(Event::NotOpened(CoreId(1), EDGE, error));
+        assert_eq!(
+            (stage.told(0), stage.told(1)),
+            (vec!["close"], vec!["close"])
+        );
+        assert_eq!(*stage.shown.borrow().last().unwrap(), false);
+        for core in 0..2 {
+            stage.listeners.heard(Event::Closed(CoreId(core), EDGE));
+        }
+        let next_at = stage.listeners.next_at().expect("it is wanted");
+        assert!(next_at > Instant::now());
+        stage.listeners.retry();
+        assert_eq!(stage.told(0), [""; 0], "not yet");
+        // Given up, there is nothing to wait for; wanted again, the second is still waited.
+        stage.listeners.want(EDGE, false);
+        assert_eq!(stage.listeners.next_at(), None);
+        stage.listeners.want(EDGE, true);
+        assert_eq!(stage.listeners.next_at(), Some(next_at));
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_opened_any_more() {
+        let mut stage = Stage::new();
+        stage.close();
+        stage.listeners.want(EDGE, true);
+        stage.told(0);
+        stage.listeners.leave();
+        stage.listeners.heard(Event::Opened(CoreId(0), EDGE));
+        stage.listeners.retry();
+        assert_eq!((stage.told(0), stage.told(1)), (vec![], vec![]));
+        assert_eq!(*stage.shown.borrow().last().unwrap(), false);
     }
 }

@@ -212,7 +212,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         options,
         cpus,
         cores: Arc::clone(&cores),
-        stats: Arc::clone(&stats),
+        show: show_listening(&stats),
         unix_paths,
     });
     stats.set_ready(true);
@@ -231,6 +231,11 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     };
     running.announce(config);
     Ok(running)
+}
+
+fn show_listening(stats: &Arc<CoreStats>) -> listeners::Show {
+    let stats = Arc::clone(stats);
+    Box::new(move |listener, listens| stats.set_listening(listener, listens))
 }
 
 /// What the cores are started with. The vectors have one item per core.

@@ -1,9 +1,10 @@
 //! `on_no_server: stop_listening`: listeners that stop while there is nobody to serve, and return.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use corelay::sys::affinity;
@@ -76,7 +77,7 @@ fn listening(proxy: &Proxy, listener: &str) -> bool {
 fn is_refused(to: SocketAddr) -> bool {
     // A dropped SYN shows as a timeout.
     let connected = TcpStream::connect_timeout(&to, Duration::from_millis(100));
-    connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Whoever connected before would be a session of its own.
@@ -366,6 +367,7 @@ fn connections_are_steered_as_before_by_a_listener_that_returned() {
 
 #[test]
 fn nobody_who_connects_while_a_listener_stops_and_returns_is_left_hanging() {
+    const ROUNDS: usize = 5;
     let echo = Server::echo().start().unwrap();
     let mut gate = Gate::new();
     let config = gated(echo.address(), &gate).set(
@@ -374,36 +376,50 @@ fn nobody_who_connects_while_a_listener_stops_and_returns_is_left_hanging() {
     );
     let proxy = Proxy::start(&config);
     let to = proxy.address();
-    let load = std::thread::spawn(move || {
-        let (mut served, mut refused) = (0, 0);
-        let until = Instant::now() + Duration::from_secs(6);
-        while Instant::now() < until {
-            let Ok(mut client) = TcpStream::connect_timeout(&to, Duration::from_millis(200)) else {
-                refused += 1;
-                continue;
-            };
-            client.set_read_timeout(Some(DEADLINE)).unwrap();
-            if client.write_all(b"x").is_err() {
-                continue;
+    let (served, turned_away) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let count = match visit(to) {
+                    true => &served,
+                    false => &turned_away,
+                };
+                count.fetch_add(1, Ordering::Relaxed);
             }
-            match client.read_exact(&mut [0]) {
-                Ok(()) => served += 1,
-                // Reset where there is no server.
-                Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "forgotten"),
-            }
+        });
+        let one_more = |count: &AtomicUsize| {
+            let before = count.load(Ordering::Relaxed);
+            wait_until("one more", || count.load(Ordering::Relaxed) > before);
+        };
+        for _ in 0..ROUNDS {
+            one_more(&served);
+            gate.close();
+            wait_until("it stops", || !listening(&proxy, LISTENER));
+            one_more(&turned_away);
+            gate.open();
+            wait_listening(&proxy);
         }
-        (served, refused)
+        is_over.store(true, Ordering::Relaxed);
     });
-    while !load.is_finished() {
-        gate.close();
-        wait_until("it stops", || !listening(&proxy, LISTENER));
-        gate.open();
-        wait_listening(&proxy);
-    }
-    let (served, refused) = load.join().unwrap();
-    assert!(
-        served > 100 && refused > 0,
-        "{served} served, {refused} refused"
-    );
     proxy.finish();
+}
+
+/// Whether somebody answered; that nobody does is to be known soon.
+fn visit(to: SocketAddr) -> bool {
+    let Ok(mut client) = TcpStream::connect_timeout(&to, Duration::from_millis(200)) else {
+        return false;
+    };
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    // Reset where there is no server.
+    if client.write_all(b"x").is_err() {
+        return false;
+    }
+    match client.read_exact(&mut [0]) {
+        Ok(()) => true,
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "forgotten");
+            false
+        }
+    }
 }
