@@ -90,7 +90,6 @@ pub struct Bound {
 pub struct UnixPaths(Vec<UnixPath>);
 
 /// Dropping it removes it.
-
 struct UnixPath {
     path: PathBuf,
     device: u64,
