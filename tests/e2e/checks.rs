@@ -121,7 +121,7 @@ fn haproxy_and_nginx_that_require_a_header_pass_http_checks() {
             } else {
                 elsewhere.address()
             };
-            println!("{name}: sessions {sessions}, check {said:?}, there {is_there}: {status}");
+            eprintln!("{name}: sessions {sessions}, check {said:?}, there {is_there}: {status}");
             wait_found(&proxy, server, status);
             proxy.finish();
         }
