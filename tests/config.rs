@@ -341,7 +341,7 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 28] = [
+const ALTERNATIVES: [&str; 33] = [
     "upstreams.NAME.retry_budget.percent",
     "upstreams.NAME.retry_budget.min_per_second",
     "upstreams.NAME.check.server_name",
@@ -349,8 +349,13 @@ const ALTERNATIVES: [&str; 28] = [
     "upstreams.NAME.check.expect",
     "upstreams.NAME.check.contains",
     "upstreams.NAME.check.port",
+    "upstreams.NAME.check.proxy_protocol",
+    "upstreams.NAME.servers[].check_address",
     "upstreams.NAME.fallback",
     "upstreams.NAME.hash",
+    "upstreams.NAME.stop_listening",
+    "upstreams.NAME.stop_listening.after",
+    "upstreams.NAME.stop_listening.resume_after",
     "listeners.NAME.proxy_protocol.trusted",
     "listeners.NAME.proxy_protocol.versions",
     "listeners.NAME.proxy_protocol.timeout",
@@ -414,12 +419,13 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, alpn: { h2: b }, names: {}, no_name: b, other_protocol: b }, limits: { bandwidth: { connection: { upload: 1m }, listener: { download: 1m } } } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, alpn: { h2: b }, names: {}, no_name: b, other_protocol: b }, limits: { bandwidth: { connection: { upload: 1m }, listener: { download: 1m } } } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } }, s: { bind: 127.0.0.1:4, upstream: s } }\n\
          upstreams:\n\
-         \x20 b: { servers: [c:1], fallback: d, retry_budget: {}, check: { type: http, port: 1 }, proxy_protocol: v2 }\n\
+         \x20 b: { servers: [{ address: \"[::1]:9\", check_address: 127.0.0.1:9 }], fallback: d, retry_budget: {}, check: { type: http, port: 1, proxy_protocol: off }, proxy_protocol: v2 }\n\
          \x20 d: { servers: [e:1], check: { type: tls, server_name: e }, source: { address: 10.0.0.1, interface: eth0, mark: 1, dscp: ef, congestion: bbr } }\n\
          \x20 f: { servers: [g:1], balance: maglev, fallback: h, check: { type: exchange, send: a, expect: b } }\n\
          \x20 h: { servers: [i:1], check: { type: exchange, contains: b } }\n\
+         \x20 s: { servers: [k:1], check: tcp, on_no_server: stop_listening }\n\
          admin: { bind: 127.0.0.1:2 }",
     );
     let rendered = config::render(&config.expect("valid"));

@@ -61,7 +61,6 @@ fn kinds() -> Vec<CheckKind> {
 fn spec(kind: CheckKind) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
         kind,
-        at: CheckAt::Server,
         pace: Pace {
             interval_us: 5_000,
             fast_interval_us: 5_000,
@@ -111,6 +110,8 @@ fn descriptors_are_given_back_and_their_lack_is_nobodys_failure() {
             targets.push(Target {
                 server: ServerId(targets.len() as u16),
                 address: address.clone(),
+                at: CheckAt::Server,
+                header: None,
                 check: spec(kind),
             });
         }
@@ -147,6 +148,8 @@ fn check_without_descriptors(address: Address) {
     let target = Target {
         server: ServerId(0),
         address,
+        at: CheckAt::Server,
+        header: None,
         check: spec(CheckKind::Tcp),
     };
     let (_checker, results) = start(vec![target]);

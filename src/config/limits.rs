@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Bandwidth, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff,
-    HashBy, Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
-    PerSource, Queue, Relay, RetryBudget, Steer, TcpOptions, Throughput, Timeouts, UpstreamPolicy,
-    Verdict,
+    Accept, AccessLog, Balance, Bandwidth, Buffers, Check, CheckHeader, CheckKind, Dns, Eject,
+    Family, Handoff, HashBy, Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown,
+    OnNoServer, OnRefuse, PerSource, Queue, Relay, RetryBudget, Steer, StopListening, TcpOptions,
+    Throughput, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -197,6 +197,7 @@ pub const DEFAULT_CHECK: Check = Check {
     rise: 2,
     fall: 3,
     port: None,
+    header: CheckHeader::AsSessions,
 };
 /// HTTP statuses.
 pub const HTTP_STATUS: RangeInclusive<u64> = 100..=599;
@@ -209,6 +210,14 @@ pub const DEFAULT_EJECT: Eject = Eject {
     period: Duration::from_secs(10),
     max: Duration::from_secs(5 * 60),
     max_percent: 50,
+};
+
+/// Whoever is in front needs seconds to notice either: three more before a host gives its clients up, for a
+/// server that restarts is back by then, and ten before it takes them back, for one that has just come up
+/// may fall again.
+pub const DEFAULT_STOP_LISTENING: StopListening = StopListening {
+    after: Duration::from_secs(3),
+    resume_after: Duration::from_secs(10),
 };
 
 /// Three further servers reach a live one unless most are dead, and a client waits for four connect
@@ -227,6 +236,7 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     slow_start: None,
     on_down: OnDown::Keep,
     on_no_server: OnNoServer::Reset,
+    stop_listening: DEFAULT_STOP_LISTENING,
     fallback: None,
     proxy_protocol: None,
 };

@@ -13,7 +13,7 @@ mod upstream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use check::{Check, CheckKind, Expect};
+pub use check::{Check, CheckHeader, CheckKind, Expect};
 pub use dns::{Dns, Family};
 pub use listener::{
     Accept, Access, AccessRule, AccessSource, Bandwidth, ConnectionRate, Handoff, Limits, Listener,
@@ -23,7 +23,7 @@ pub use listener::{
 pub use source::{AddressRange, Source};
 pub use upstream::{
     Balance, Eject, HashBy, OnDown, OnNoServer, ProxySent, Queue, RetryBudget, Server,
-    ServerAddress, Upstream, UpstreamPolicy,
+    ServerAddress, StopListening, Upstream, UpstreamPolicy,
 };
 
 /// A whole configuration, ready to run.

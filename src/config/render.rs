@@ -16,8 +16,8 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, RetryBudget, Route, Server, ServerAddress,
-    Target, Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, OnNoServer, Queue, RetryBudget, Route, Server,
+    ServerAddress, StopListening, Target, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, HASHES, LOG_FORMATS, LOG_LEVELS, MOVERS,
@@ -264,6 +264,7 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
                 slow_start,
                 on_down,
                 on_no_server,
+                stop_listening,
                 fallback,
                 proxy_protocol,
             },
@@ -291,6 +292,17 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
             Value::Sequence(servers.iter().map(render_server).collect()),
         ),
     ]);
+    if *on_no_server == OnNoServer::StopListening {
+        let StopListening {
+            after,
+            resume_after,
+        } = stop_listening;
+        let section = [
+            ("after", duration(*after)),
+            ("resume_after", duration(*resume_after)),
+        ];
+        entries.insert(entries.len() - 1, ("stop_listening", mapping(section)));
+    }
     if let Some(fallback) = fallback {
         let name = &upstreams[usize::from(fallback.0)].name;
         entries.insert(entries.len() - 1, ("fallback", text(name)));
@@ -323,6 +335,7 @@ fn render_server(server: &Server) -> Value {
         weight,
         backup,
         max_connections,
+        check_address,
     } = server;
     let mut entries = vec![
         ("address", text(address)),
@@ -335,6 +348,7 @@ fn render_server(server: &Server) -> Value {
     if !matches!(address, ServerAddress::Service { .. }) {
         entries.insert(1, ("weight", (*weight).into()));
     }
+    entries.extend(check_address.iter().map(|it| ("check_address", text(it))));
     mapping(entries)
 }
 

@@ -89,6 +89,7 @@ pub struct Bound {
 #[derive(Default)]
 pub struct UnixPaths(Vec<UnixPath>);
 
+/// Dropping it removes it.
 struct UnixPath {
     path: PathBuf,
     device: u64,
@@ -106,23 +107,21 @@ impl UnixPaths {
         });
         Ok(())
     }
+
+    /// Removes one of them.
+    pub(super) fn remove(&mut self, path: &Path) {
+        self.0.retain(|it| it.path != path);
+    }
 }
 
-impl Drop for UnixPaths {
+impl Drop for UnixPath {
     fn drop(&mut self) {
-        for UnixPath {
-            path,
-            device,
-            inode,
-        } in &self.0
-        {
-            // Somebody may have put another socket there meanwhile: that one is not ours.
-            let is_ours = std::fs::symlink_metadata(path)
-                .is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode));
-            if is_ours {
-                // Gone already is as good.
-                let _ = std::fs::remove_file(path);
-            }
+        // Somebody may have put another socket there meanwhile: that one is not ours.
+        let is_ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        if is_ours {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -151,6 +150,56 @@ pub fn bind_all(config: &Config, options: &Options, cpus: &[usize]) -> Result<Bo
         }
     }
     Ok(bound)
+}
+
+/// Taking the address of a listener that has stopped again. The lock was never given up.
+pub(super) struct Again<'a> {
+    pub(super) listener: &'a Listener,
+    /// With the port that the kernel chose.
+    pub(super) address: &'a Address,
+    pub(super) options: &'a Options,
+    pub(super) cpus: &'a [usize],
+}
+
+impl Again<'_> {
+    /// A socket for a core on each of `cpus`. Waits for nobody: whoever calls it has other things to do.
+    ///
+    /// # Errors
+    /// As bind(2), mostly because somebody else has the address by now.
+    pub(super) fn bind(&self, unix_paths: &mut UnixPaths) -> io::Result<Vec<OwnedFd>> {
+        let bound = match self.address {
+            Address::Tcp(_) => self.bind_tcp(),
+            Address::Unix(path) => {
+                let bound = self.bind_unix(path, unix_paths);
+                if bound.is_err() {
+                    unix_paths.remove(path);
+                }
+                bound
+            }
+        };
+        bound.map_err(|failure| match failure {
+            Failure::Os(error) => error,
+            Failure::Locked => io::Error::from_raw_os_error(libc::EADDRINUSE),
+            Failure::NotASocket => io::Error::from_raw_os_error(libc::EEXIST),
+        })
+    }
+
+    fn bind_tcp(&self) -> Result<Vec<OwnedFd>, Failure> {
+        drop(socket::bind(self.address, false, self.options)?);
+        let sockets = group(self.address, self.options, self.cpus.len())?;
+        set_accept_options(&self.listener.accept, sockets, self.cpus)
+    }
+
+    fn bind_unix(&self, path: &Path, unix_paths: &mut UnixPaths) -> Result<Vec<OwnedFd>, Failure> {
+        remove_stale(path, self.options, Duration::ZERO)?;
+        make_unix(
+            path,
+            self.listener,
+            self.options,
+            self.cpus.len(),
+            unix_paths,
+        )
+    }
 }
 
 enum Failure {
@@ -194,11 +243,15 @@ fn bind_tcp(
         take_lock(&resolved.to_string(), bound)?;
     }
     let resolved = Address::Tcp(resolved);
-    let sockets = (0..cores)
-        .map(|_| socket::bind(&resolved, true, options))
-        .collect::<Result<_, _>>()?;
+    let sockets = group(&resolved, options, cores)?;
     bound.addresses.push(resolved);
     Ok(sockets)
+}
+
+/// A socket for each core.
+fn group(address: &Address, options: &Options, cores: usize) -> Result<Vec<OwnedFd>, Failure> {
+    let sockets = (0..cores).map(|_| socket::bind(address, true, options));
+    Ok(sockets.collect::<Result<_, _>>()?)
 }
 
 fn set_accept_options(
@@ -267,19 +320,29 @@ fn bind_unix(
 ) -> Result<Vec<OwnedFd>, Failure> {
     let address = Address::Unix(path.to_path_buf());
     take_lock(&address.to_string(), bound)?;
-    remove_stale(path, options)?;
-    let socket = socket::bind(&address, false, options)?;
-    bound.unix_paths.add(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
-    let sockets = (0..cores)
-        .map(|_| socket.try_clone())
-        .collect::<Result<_, _>>()?;
+    // As for TCP: a killed instance's rings hold its socket for a moment.
+    remove_stale(path, options, PROBE_WITHIN)?;
+    let sockets = make_unix(path, listener, options, cores, &mut bound.unix_paths)?;
     bound.addresses.push(address);
     Ok(sockets)
 }
 
-/// Removes a socket that nobody listens on any more; anything else stays.
-fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
+fn make_unix(
+    path: &Path,
+    listener: &Listener,
+    options: &Options,
+    cores: usize,
+    unix_paths: &mut UnixPaths,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let socket = socket::bind(&Address::Unix(path.to_path_buf()), false, options)?;
+    unix_paths.add(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.unix_mode))?;
+    let sockets = (0..cores).map(|_| socket.try_clone());
+    Ok(sockets.collect::<Result<_, _>>()?)
+}
+
+/// Removes a socket that nobody listens on any more; anything else stays. Waits for so long for whoever does.
+fn remove_stale(path: &Path, options: &Options, within: Duration) -> Result<(), Failure> {
     use std::os::unix::fs::FileTypeExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return Ok(());
@@ -287,8 +350,7 @@ fn remove_stale(path: &Path, options: &Options) -> Result<(), Failure> {
     if !metadata.file_type().is_socket() {
         return Err(Failure::NotASocket);
     }
-    // As for TCP: a killed instance's rings hold its socket for a moment.
-    let deadline = Instant::now() + PROBE_WITHIN;
+    let deadline = Instant::now() + within;
     while is_served(path, options) {
         if Instant::now() >= deadline {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE).into());

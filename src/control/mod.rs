@@ -14,6 +14,7 @@ pub mod gates;
 pub mod health;
 mod host;
 pub mod listen;
+mod listeners;
 mod modes;
 pub mod notify;
 pub mod panic;
@@ -53,6 +54,7 @@ use admin::Admin;
 use fds::FdPlan;
 use host::{check_host, check_zero_copy, choose_cpus, core_failed, out_of_fds};
 use listen::Bound;
+use listeners::{Listeners, Parts};
 use scrape::CoreStats;
 
 pub use supervisor::Notice;
@@ -112,8 +114,7 @@ pub struct Running {
     notices: mpsc::Receiver<Notice>,
     stats: Arc<CoreStats>,
     access_log: LogWriter,
-    /// Removed when the drain begins.
-    unix_paths: listen::UnixPaths,
+    listeners: Listeners,
     _locks: Vec<OwnedFd>,
     drain: Duration,
     echoes: Vec<Arc<AtomicU64>>,
@@ -160,7 +161,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let ring = ring_options(config, fds.limit, cpus.len());
 
     let cores = spawn_cores(Crew {
-        cpus,
+        cpus: cpus.clone(),
         sockets,
         producers,
         service,
@@ -193,6 +194,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         heard,
         board,
         log_names: access_log.namer(),
+        notices: notices_in.clone(),
     };
     watch.start().map_err(out_of_fds)?;
     fds.limit_sessions(&budget)?;
@@ -204,10 +206,19 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
             matches!(event, Event::Listening(_))
         })?;
     }
-    // The signals that came meanwhile, in order, for `supervise`. The receiver is in our hands.
-    for signal in early {
-        let _ = notices_in.send(Notice::Signal(signal));
+    // What came meanwhile, in order, for `supervise`. The receiver is in our hands.
+    for notice in early {
+        let _ = notices_in.send(notice);
     }
+    let listeners = Listeners::new(Parts {
+        config,
+        addresses: &addresses,
+        options,
+        cpus,
+        cores: Arc::clone(&cores),
+        show: show_listening(&stats),
+        unix_paths,
+    });
     stats.set_ready(true);
     let echoes = cores.iter().map(|_| Arc::default()).collect();
     let running = Running {
@@ -217,13 +228,18 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         notices,
         stats,
         access_log,
-        unix_paths,
+        listeners,
         _locks: locks,
         drain: config.timeouts.drain,
         echoes,
     };
     running.announce(config);
     Ok(running)
+}
+
+fn show_listening(stats: &Arc<CoreStats>) -> listeners::Show {
+    let stats = Arc::clone(stats);
+    Box::new(move |listener, listens| stats.set_listening(listener, listens))
 }
 
 /// What the cores are started with. The vectors have one item per core.
@@ -484,7 +500,7 @@ fn test_cq_entries() -> Option<u32> {
 fn await_cores(
     notices: &mpsc::Receiver<Notice>,
     cores: usize,
-    signals: &mut Vec<i32>,
+    early: &mut Vec<Notice>,
     is_awaited: impl Fn(&Event) -> bool,
 ) -> Result<(), RunError> {
     let deadline = Instant::now() + START_WITHIN;
@@ -497,7 +513,7 @@ fn await_cores(
             }
             Ok(Notice::Core(event)) if is_awaited(&event) => missing -= 1,
             Ok(Notice::Core(_)) => {}
-            Ok(Notice::Signal(signal)) => signals.push(signal),
+            Ok(notice) => early.push(notice),
             Err(_) => {
                 return Err(RunError::Failed(format!(
                     "{missing} of {cores} cores did not start within {} s; nothing was started; is the machine out of CPU or memory?",

@@ -11,7 +11,7 @@ use crate::core::mailbox::Sender;
 use crate::log::Monitor;
 use crate::metrics::{CoreMetrics, Names, ProcessMetrics, Scrape, exposition, stats};
 use crate::sys::{clock, process};
-use crate::units::CoreId;
+use crate::units::{CoreId, ListenerId};
 use crate::worker::Message;
 
 /// A core that has not answered by then is shown with its last numbers and marked stale.
@@ -25,6 +25,8 @@ pub struct CoreStats {
     ring_features: Vec<(&'static str, bool)>,
     started: Instant,
     ready: AtomicBool,
+    /// By [`ListenerId`].
+    listening: Vec<AtomicBool>,
     /// The last answer of each core, and whether it came this time.
     last: Mutex<Vec<(CoreMetrics, bool)>>,
     access_log: Monitor,
@@ -47,12 +49,15 @@ impl CoreStats {
                 (CoreMetrics::new(id, shape.0, shape.1, shape.2), true)
             })
             .collect();
+        let listening = names.listeners.iter().map(|_| AtomicBool::new(false));
+        let listening = listening.collect();
         Self {
             mailboxes,
             names,
             ring_features,
             started: Instant::now(),
             ready: AtomicBool::new(false),
+            listening,
             last: Mutex::new(last),
             access_log,
             board,
@@ -62,6 +67,17 @@ impl CoreStats {
     /// Whether every core listens and the process does not stop.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether a listener accepts.
+    pub(super) fn set_listening(&self, listener: ListenerId, listening: bool) {
+        self.listening[usize::from(listener.0)].store(listening, Ordering::Release);
+    }
+
+    /// By [`ListenerId`].
+    fn listening(&self) -> Vec<bool> {
+        let listening = self.listening.iter();
+        listening.map(|it| it.load(Ordering::Acquire)).collect()
     }
 
     /// Asks every core. One scrape at a time: two would only make each other wait.
@@ -80,6 +96,7 @@ impl CoreStats {
         }
         let (cores, stale): (Vec<_>, Vec<_>) = last.iter().cloned().unzip();
         let shown = self.board.lock().clone();
+        let checker = shown.checker();
         let names = Names {
             servers: shown.servers,
             ..self.names.clone()
@@ -91,6 +108,9 @@ impl CoreStats {
             process: self.process(),
             standings: &shown.standings,
             lookups: &shown.lookups,
+            ejections_denied_total: &shown.ejections_denied_total,
+            checker,
+            listening: &self.listening(),
             now_us: clock::now_us(),
             version: env!("CARGO_PKG_VERSION"),
             ring_features: &self.ring_features,
@@ -127,11 +147,19 @@ impl AdminSource for CoreStats {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if self.ready.load(Ordering::Acquire) {
-            Ok(())
-        } else {
-            Err("not every core listens, or the process is stopping".to_owned())
+        if !self.ready.load(Ordering::Acquire) {
+            return Err("not every core listens, or the process is stopping".to_owned());
         }
+        let listeners = self.names.listeners.iter().zip(self.listening());
+        let stopped = listeners.filter(|(_, listening)| !listening);
+        let stopped: Vec<&str> = stopped.map(|(it, _)| it.name.as_str()).collect();
+        if stopped.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "not listening, for want of servers: {}",
+            stopped.join(", ")
+        ))
     }
 
     fn healthy(&self) -> Result<(), String> {

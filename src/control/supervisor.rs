@@ -1,15 +1,17 @@
 //! The main thread once everything runs: signals, the watchdog, the drain.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use super::Running;
 use super::notify::{Environment, Notifier};
-use super::{Running, listen};
+use crate::core::mailbox::Sender;
+use crate::units::ListenerId;
 use crate::worker::{Event, Message};
 
 /// After the reset of the last sessions, how long their cores may take to report it.
@@ -26,6 +28,8 @@ pub enum Notice {
     Core(Event),
     /// A signal came.
     Signal(i32),
+    /// A listener should listen from now on, or stop for want of servers.
+    Listen(ListenerId, bool),
 }
 
 /// A channel end for cores, whose events arrive among the notices.
@@ -59,14 +63,15 @@ impl Running {
     }
 
     /// Until the first stop signal.
-    fn serve(&self, notifier: &Notifier) {
+    fn serve(&mut self, notifier: &Notifier) {
         let interval = notifier
             .watchdog()
             .map(|interval| interval / ECHOES_PER_INTERVAL);
-        let mut watchdog = Watchdog::new(self);
+        let mut watchdog = Watchdog::new(Arc::clone(&self.cores), self.echoes.clone());
         let mut next_echo = interval.map(|interval| Instant::now() + interval);
         loop {
-            match self.next_notice(next_echo) {
+            let deadline = next_echo.into_iter().chain(self.listeners.next_at()).min();
+            match self.next_notice(deadline) {
                 Some(Notice::Signal(SIGUSR1)) => {
                     tracing::info!("SIGUSR1: the access log is opened anew");
                     self.access_log.reopen();
@@ -76,11 +81,16 @@ impl Running {
                     tracing::info!(signal, "stopping: no new connections, sessions may finish");
                     return;
                 }
-                Some(Notice::Core(event)) => report(&event),
-                None => {
-                    watchdog.ask(notifier);
-                    next_echo = interval.map(|interval| Instant::now() + interval);
+                Some(Notice::Core(event)) => {
+                    report(&event);
+                    self.listeners.heard(event);
                 }
+                Some(Notice::Listen(listener, listens)) => self.listeners.want(listener, listens),
+                None => self.listeners.retry(),
+            }
+            if next_echo.is_some_and(|at| at <= Instant::now()) {
+                watchdog.ask(notifier);
+                next_echo = interval.map(|interval| Instant::now() + interval);
             }
         }
     }
@@ -99,8 +109,7 @@ impl Running {
     fn drain(&mut self, notifier: &Notifier) {
         self.stats.set_ready(false);
         notifier.stopping(&format!("draining for up to {} s", self.drain.as_secs()));
-        // A unix socket has no SYN to drop: without its path nobody new finds it.
-        self.unix_paths = listen::UnixPaths::default();
+        self.listeners.leave();
         for core in self.cores.iter() {
             core.send(Message::Drain);
         }
@@ -134,6 +143,8 @@ impl Running {
                 Some(Notice::Core(event)) => report(&event),
                 Some(Notice::Signal(SIGUSR1)) => self.access_log.reopen(),
                 Some(Notice::Signal(_)) => return Drained::Signal,
+                // Nobody listens any more.
+                Some(Notice::Listen(..)) => {}
                 None => return Drained::Late,
             }
         }
@@ -194,23 +205,35 @@ fn report(event: &Event) {
             "accepting pauses: out of file descriptors or memory; raise LimitNOFILE (ulimit -n)"
         ),
         Event::Failed(core, error) => tracing::error!(core = core.0, %error, "a core failed"),
-        Event::Started(_) | Event::Listening(_) | Event::Drained(_) | Event::Resumed(_) => {}
+        Event::Started(_)
+        | Event::Listening(_)
+        | Event::Closed(..)
+        | Event::Opened(..)
+        | Event::NotOpened(..)
+        | Event::Drained(_)
+        | Event::Resumed(_) => {}
     }
 }
 
 /// Asks every core for a sign of life, and passes it on only if all gave one.
-struct Watchdog<'a> {
-    running: &'a Running,
+struct Watchdog {
+    cores: Arc<[Sender<Message>]>,
+    /// By core.
+    echoes: Vec<Arc<AtomicU64>>,
     asked: u64,
 }
 
-impl<'a> Watchdog<'a> {
-    fn new(running: &'a Running) -> Self {
-        Self { running, asked: 0 }
+impl Watchdog {
+    fn new(cores: Arc<[Sender<Message>]>, echoes: Vec<Arc<AtomicU64>>) -> Self {
+        Self {
+            cores,
+            echoes,
+            asked: 0,
+        }
     }
 
     fn ask(&mut self, notifier: &Notifier) {
-        let echoes = &self.running.echoes;
+        let echoes = &self.echoes;
         let silent: Vec<usize> = (0..echoes.len())
             .filter(|&core| echoes[core].load(Ordering::Acquire) != self.asked)
             .collect();
@@ -220,7 +243,7 @@ impl<'a> Watchdog<'a> {
             tracing::error!(cores = ?silent, "a core does not answer: the watchdog is not fed");
         }
         self.asked += 1;
-        for (core, echo) in self.running.cores.iter().zip(echoes) {
+        for (core, echo) in self.cores.iter().zip(echoes) {
             core.send(Message::Echo(self.asked, Arc::clone(echo)));
         }
     }

@@ -29,9 +29,21 @@ pub(super) fn target(config: &Config, target: &model::Target, seed: u64) -> Targ
 
 /// Each upstream that a listener's sessions may go to, fallbacks aside.
 pub(super) fn upstreams_of(listener: &model::Listener) -> Vec<UpstreamId> {
+    named_by(listener, |_| true)
+}
+
+/// The same without those that get no session as the weights are.
+pub(super) fn leads_to(listener: &model::Listener) -> Vec<UpstreamId> {
+    named_by(listener, |weight| weight > 0)
+}
+
+fn named_by(listener: &model::Listener, counts: impl Fn(u16) -> bool) -> Vec<UpstreamId> {
     let mut upstreams = match &listener.target {
         model::Target::One(upstream) => vec![*upstream],
-        model::Target::Split { parts, .. } => parts.iter().map(|(upstream, _)| *upstream).collect(),
+        model::Target::Split { parts, .. } => {
+            let parts = parts.iter().filter(|(_, weight)| counts(*weight));
+            parts.map(|(upstream, _)| *upstream).collect()
+        }
     };
     if let Some(route) = &listener.route {
         upstreams.extend(route.alpn.iter().map(|(_, upstream)| *upstream));

@@ -4,11 +4,14 @@
 //! ```text
 //!   checker ───results──┐                       ┌──Pool──> every core
 //!   cores ────failures──┼──> watch: UpstreamHealth ──line──> process log
-//!   resolver ──answers──┘                       └──Board──> admin
+//!   resolver ──answers──┘                       ├──Board──> admin
+//!                                               └──Halts──listen or not──> main thread
 //! ```
 
 mod board;
 mod change;
+mod halts;
+mod hysteresis;
 mod roster;
 mod settings;
 mod watch;

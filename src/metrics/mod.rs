@@ -89,6 +89,12 @@ pub struct Scrape<'a> {
     pub standings: &'a [ServerStanding],
     /// How the names of servers were looked up, by [`UpstreamId`]; `None` where there are no names.
     pub lookups: &'a [Option<Lookups>],
+    /// By [`UpstreamId`]: failures that would have ejected a server, had not too many been ejected.
+    pub ejections_denied_total: &'a [u64],
+    /// By [`ListenerId`]: whether it listens.
+    pub listening: &'a [bool],
+    /// The thread that checks servers.
+    pub checker: CheckerMetrics,
     /// The monotonic clock, for what happened how long ago.
     pub now_us: u64,
 }
@@ -268,6 +274,15 @@ pub struct LastCheck {
     pub latency: Duration,
     /// When, in microseconds of the monotonic clock.
     pub at_us: u64,
+}
+
+/// The thread that checks servers; zeros where none is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckerMetrics {
+    /// Checks whose sockets are open.
+    pub in_flight: u64,
+    /// How long the check that is next, or began last, had been due.
+    pub late: Duration,
 }
 
 /// Lookups of the names of one upstream's servers, after those of the start.

@@ -133,6 +133,7 @@ fn listeners(scrape: &Scrape<'_>) -> Map<String, Value> {
         let names: Vec<_> = names.collect();
         let value = json!({
             "upstreams": names,
+            "listening": scrape.listening[index],
             "accepted": total(|l| l.accepted_total),
             "handoffs": total(|l| l.handoffs_total),
             "active": total(|l| l.active),
@@ -396,6 +397,9 @@ mod tests {
             ring_features: &[("SEND_ZC", true)],
             standings: &[],
             lookups: &[],
+            ejections_denied_total: &[],
+            listening: &[true],
+            checker: CheckerMetrics::default(),
             now_us: 0,
         };
         let value: Value = serde_json::from_str(&render(&scrape)).unwrap();

@@ -10,10 +10,10 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::Core;
 use super::handoff::Accepted;
+use super::{Core, Event};
 use crate::core::readiness::Readiness;
-use crate::core::{self, Either};
+use crate::core::{self, Either, Signal};
 use crate::sys::{clock, filter, socket};
 use crate::units::ListenerId;
 
@@ -43,36 +43,51 @@ pub(super) fn start(core: Rc<Core>, id: ListenerId, socket: OwnedFd) -> io::Resu
     socket::listen(&socket, listener.backlog)?;
     let readiness = Readiness::new(socket)?;
     core.ledger.accepting.set(core.ledger.accepting.get() + 1);
+    let stopping = Signal::default();
+    core.listening.borrow_mut()[usize::from(id.0)] = Some(stopping.clone());
     core::spawn(async move {
-        serve(&core, id, &readiness).await;
+        serve(&core, id, &readiness, &stopping).await;
         drop(readiness.into_fd());
+        core.listening.borrow_mut()[usize::from(id.0)] = None;
         core.ledger.listener_stopped();
+        if stopping.is_set() {
+            core.ledger.events.send(Event::Closed(core.id, id));
+        }
     });
     Ok(())
 }
 
-async fn serve(core: &Rc<Core>, id: ListenerId, listener: &Readiness) {
+/// Stops to listen and accept; [`Event::Closed`] tells when that is done.
+pub(super) fn close(core: &Core, id: ListenerId) {
+    match &core.listening.borrow()[usize::from(id.0)] {
+        Some(stopping) => stopping.set(),
+        // A unix socket is shared: another core has shut it down already. Or this one could not listen.
+        None => core.ledger.events.send(Event::Closed(core.id, id)),
+    }
+}
+
+async fn serve(core: &Rc<Core>, id: ListenerId, listener: &Readiness, stopping: &Signal) {
     loop {
         let mut readable = pin!(listener.readable());
-        let draining = {
-            let mut draining = pin!(core.draining.wait());
-            core::first(readable.as_mut(), draining.as_mut()).await
+        let stops = {
+            let mut stopping = pin!(stopping.wait());
+            core::first(readable.as_mut(), stopping.as_mut()).await
         };
-        if let Either::Second(()) = draining {
+        if let Either::Second(()) = stops {
             return stop(core, id, listener, readable).await;
         }
         match accept_batch(core, id, listener, false) {
             Batch::Empty | Batch::Full => {}
-            Batch::Exhausted => pause(core).await,
+            Batch::Exhausted => pause(stopping).await,
             Batch::Closed => return,
         }
     }
 }
 
-async fn pause(core: &Core) {
+async fn pause(stopping: &Signal) {
     let mut nap = pin!(core::sleep(PAUSE));
-    let mut draining = pin!(core.draining.wait());
-    core::first(nap.as_mut(), draining.as_mut()).await;
+    let mut stopping = pin!(stopping.wait());
+    core::first(nap.as_mut(), stopping.as_mut()).await;
 }
 
 /// Takes whom the queue holds and who is about to enter it, then closes the door.

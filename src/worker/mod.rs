@@ -151,6 +151,10 @@ pub enum Message {
     Adopted,
     /// Begin to accept.
     Listen,
+    /// Stop accepting from this listener without resetting anyone; sessions go on.
+    Close(ListenerId),
+    /// Accept from this listener again, from a socket that is bound and does not listen yet.
+    Open(ListenerId, OwnedFd),
     /// Send a copy of the numbers.
     Snapshot(mpsc::SyncSender<Box<CoreMetrics>>),
     /// Store this number where the watchdog looks.
@@ -170,6 +174,12 @@ pub enum Event {
     Failed(CoreId, StartError),
     /// Every listener accepts.
     Listening(CoreId),
+    /// This listener accepts nobody any more, as it was told.
+    Closed(CoreId, ListenerId),
+    /// It accepts again.
+    Opened(CoreId, ListenerId),
+    /// It cannot.
+    NotOpened(CoreId, ListenerId, io::Error),
     /// Nothing is accepted any more and no session is left.
     Drained(CoreId),
     /// There is a session again, from another core, which is told only after this: [`Event::Drained`],
@@ -265,7 +275,9 @@ struct Core {
     ways: Vec<Way>,
     /// The mailboxes of all cores, by [`CoreId`].
     cores: Arc<[Sender<Message>]>,
-    /// Stop accepting.
+    /// Indexed by [`ListenerId`]: tells those that accept to stop.
+    listening: RefCell<Vec<Option<Signal>>>,
+    /// Stop accepting for good.
     draining: Signal,
     /// Stop everything.
     aborting: Signal,
@@ -388,6 +400,7 @@ impl Core {
         let targets = service.listeners.iter().map(|it| &it.target);
         let ways = targets.map(|target| Way::new(target, spec.id)).collect();
         let core = Rc::new(Self {
+            listening: RefCell::new(vec![None; service.listeners.len()]),
             doors,
             ways,
             id: spec.id,
@@ -452,6 +465,8 @@ impl Core {
                 };
                 self.ledger.events.send(event);
             }
+            Message::Close(listener) => accept::close(self, listener),
+            Message::Open(listener, socket) => self.open(listener, socket),
             Message::Snapshot(reply) => {
                 // The asker may have given up: its loss.
                 let _ = reply.try_send(Box::new(self.snapshot()));
@@ -461,6 +476,9 @@ impl Core {
             }
             Message::Drain => {
                 self.draining.set();
+                for stopping in self.listening.borrow().iter().flatten() {
+                    stopping.set();
+                }
                 self.ledger.report_if_drained();
             }
             Message::Abort => {
@@ -512,6 +530,18 @@ impl Core {
     fn note_queued(&self, upstream: UpstreamId) {
         let mut metrics = self.ledger.metrics.borrow_mut();
         metrics.upstream(upstream).queued_total += 1;
+    }
+
+    fn open(self: &Rc<Self>, listener: ListenerId, socket: OwnedFd) {
+        // Closed as it came: nobody can be in the queue of a socket that does not listen.
+        if self.draining.is_set() {
+            return;
+        }
+        let event = match accept::start(Rc::clone(self), listener, socket) {
+            Ok(()) => Event::Opened(self.id, listener),
+            Err(error) => Event::NotOpened(self.id, listener, error),
+        };
+        self.ledger.events.send(event);
     }
 
     fn listen(self: &Rc<Self>, sockets: Vec<(ListenerId, OwnedFd)>) -> io::Result<()> {

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use corelay::config;
-use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
+use corelay::config::limits::{
+    DEFAULT_LIMITS, DEFAULT_STOP_LISTENING, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES,
+};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Bandwidth,
-    Buffers, Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, HashBy,
-    Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
-    PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, RetryBudget, Route, RouteBy,
-    Server, ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Throughput, Timeouts,
-    Upstream, UpstreamPolicy, Verdict, Workers,
+    Buffers, Check, CheckHeader, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family,
+    Handoff, HashBy, Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown,
+    OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay,
+    RetryBudget, Route, RouteBy, Server, ServerAddress, Source, SplitBy, Steer, StopListening,
+    Target, TcpOptions, Throughput, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -52,8 +54,15 @@ fn a_check(number: u32) -> Option<Check> {
             server_name: (number % 4 == 1).then(|| "a.example".to_owned()),
         },
     };
+    let header = match (number % 5, &kind) {
+        (1, _) => CheckHeader::Off,
+        (2, it) if *it != CheckKind::Tcp => CheckHeader::V1,
+        (3, it) if *it != CheckKind::Tcp => CheckHeader::V2,
+        _ => CheckHeader::AsSessions,
+    };
     Some(Check {
         kind,
+        header,
         interval: Duration::from_millis(u64::from(number) + 10),
         fast_interval: Duration::from_millis(10),
         jitter_percent: number as u8 % 101,
@@ -347,7 +356,12 @@ fn a_config() -> impl Strategy<Value = Config> {
                             },
                         };
                         let is_service = matches!(address, ServerAddress::Service { .. });
+                        let is_known = matches!(address, ServerAddress::Known(_));
+                        let check_address =
+                            (is_known && a_check(backlog).is_some() && place % 2 == 1)
+                                .then(|| Address::Tcp(([192, 0, 2, 1], port).into()));
                         Server {
+                            check_address,
                             weight: if is_service {
                                 DEFAULT_WEIGHT
                             } else {
@@ -362,6 +376,14 @@ fn a_config() -> impl Strategy<Value = Config> {
                 let is_unix =
                     |it: &Server| matches!(it.address, ServerAddress::Known(Address::Unix(_)));
                 let has_tcp = !servers.iter().all(is_unix);
+                // Not all of the first upstreams say so: the listeners of others would never stop.
+                let may_stop = number == 0 && a_check(backlog).is_some() && backlog % 2 == 0;
+                let on_no_server = match backlog % 3 {
+                    _ if may_stop => OnNoServer::StopListening,
+                    0 => OnNoServer::Reset,
+                    1 => OnNoServer::Close,
+                    _ => OnNoServer::Hold,
+                };
                 config.upstreams.push(Upstream {
                     name,
                     policy: UpstreamPolicy {
@@ -384,8 +406,15 @@ fn a_config() -> impl Strategy<Value = Config> {
                         }),
                         slow_start: (backlog % 7 == 0).then_some(Duration::from_secs(30)),
                         on_down: [OnDown::Keep, OnDown::Drain, OnDown::Close][backlog as usize % 3],
-                        on_no_server: [OnNoServer::Reset, OnNoServer::Close, OnNoServer::Hold]
-                            [backlog as usize % 3],
+                        on_no_server,
+                        stop_listening: if on_no_server == OnNoServer::StopListening {
+                            StopListening {
+                                after: Duration::from_millis(backlog.into()),
+                                resume_after: Duration::from_millis(u64::from(backlog) + 1),
+                            }
+                        } else {
+                            DEFAULT_STOP_LISTENING
+                        },
                         fallback: None,
                         proxy_protocol: (backlog % 4 == 1).then_some(ProxySent {
                             version: ProxyVersions::V2,

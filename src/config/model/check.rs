@@ -22,6 +22,21 @@ pub struct Check {
     pub fall: u32,
     /// Another port than the one that serves.
     pub port: Option<u16>,
+    /// What comes before what is asked.
+    pub header: CheckHeader,
+}
+
+/// The PROXY header at the beginning of a check. One of type tcp sends nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckHeader {
+    /// That of the sessions, for a check that goes where they go; none for one that goes elsewhere.
+    AsSessions,
+    /// None, wherever it goes.
+    Off,
+    /// The line of text, wherever it goes.
+    V1,
+    /// The binary header, wherever it goes.
+    V2,
 }
 
 /// What is asked, and what counts as an answer.

@@ -56,6 +56,8 @@ pub struct UpstreamPolicy {
     pub on_down: OnDown,
     /// What becomes of a session for which there is no server.
     pub on_no_server: OnNoServer,
+    /// In force with [`OnNoServer::StopListening`].
+    pub stop_listening: StopListening,
     /// Where such sessions go first.
     pub fallback: Option<UpstreamId>,
     /// The PROXY header that servers get before the client's bytes.
@@ -91,6 +93,17 @@ pub enum OnNoServer {
     Close,
     /// It waits in the queue until there is one, as if every server were full.
     Hold,
+    /// RST, and before long the listeners that lead here listen no more: see [`StopListening`].
+    StopListening,
+}
+
+/// When listeners stop for want of servers, and when they listen again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopListening {
+    /// There has been no server for so long.
+    pub after: Duration,
+    /// There has been one again for so long.
+    pub resume_after: Duration,
 }
 
 /// Setting servers aside that fail sessions.
@@ -159,6 +172,8 @@ pub struct Server {
     pub backup: bool,
     /// Connections that it may have at a time, over all cores; `None` is no limit.
     pub max_connections: Option<u32>,
+    /// Where its checks go; `None`: where the check says.
+    pub check_address: Option<Address>,
 }
 
 /// Where a server is.

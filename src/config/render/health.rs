@@ -4,8 +4,9 @@ use std::ops::RangeInclusive;
 
 use serde_yaml::Value;
 
-use super::{bytes_text, duration, mapping, text};
-use crate::config::model::{Check, CheckKind, Eject, Expect};
+use super::{bytes_text, duration, mapping, text, word};
+use crate::config::model::{Check, CheckHeader, CheckKind, Eject, Expect};
+use crate::config::validate::CHECK_HEADERS;
 
 pub(super) fn eject(eject: Option<&Eject>) -> Value {
     let Some(Eject {
@@ -35,6 +36,7 @@ pub(super) fn check(check: Option<&Check>) -> Value {
         rise,
         fall,
         port,
+        header,
     }) = check
     else {
         return text("off");
@@ -50,6 +52,9 @@ pub(super) fn check(check: Option<&Check>) -> Value {
     ]);
     if let Some(port) = port {
         entries.push(("port", (*port).into()));
+    }
+    if *header != CheckHeader::AsSessions {
+        entries.push(("proxy_protocol", word(&CHECK_HEADERS, header)));
     }
     mapping(entries)
 }

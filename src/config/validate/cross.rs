@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::names;
 use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
-use super::source;
 use super::target::{NameDraft, TargetDraft, check_references};
+use super::{source, stop_listening};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
     DEFAULT_ACCEPT, DEFAULT_BACKLOG, DEFAULT_BUFFERS, DEFAULT_DNS, DEFAULT_LOG, DEFAULT_RELAY,
@@ -57,6 +57,7 @@ pub(super) struct UpstreamDraft {
     pub(super) policy: UpstreamPolicy,
     pub(super) hash_place: Option<Place>,
     pub(super) check: Option<Check>,
+    /// Of a check that is not off.
     pub(super) check_place: Option<Place>,
     /// The name, and where it stands.
     pub(super) fallback: Option<(String, Place)>,
@@ -70,6 +71,8 @@ pub(super) struct ServerDraft {
     pub(super) weight: u16,
     pub(super) backup: bool,
     pub(super) max_connections: Option<u32>,
+    /// And where it stands.
+    pub(super) check_address: Option<(Address, Place)>,
 }
 
 impl UpstreamDraft {
@@ -98,6 +101,7 @@ impl ServerDraft {
             weight: DEFAULT_WEIGHT,
             backup: false,
             max_connections: None,
+            check_address: None,
         }
     }
 }
@@ -192,6 +196,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_servers(report, draft);
     check_weights(report, draft);
     check_checks(report, draft);
+    stop_listening::check(report, draft);
     source::check(report, draft);
     names::check(report, draft);
     check_loops(report, draft);
@@ -238,21 +243,39 @@ fn check_fallbacks(report: &mut Report<'_>, draft: &Draft) {
 fn check_checks(report: &mut Report<'_>, draft: &Draft) {
     for upstream in &draft.upstreams {
         let (Some(check), Some(place)) = (&upstream.check, &upstream.check_place) else {
+            refuse_check_addresses(report, upstream);
             continue;
         };
         let unix = |server: &ServerDraft| {
-            matches!(
-                &server.address,
-                Some(ServerAddress::Known(Address::Unix(_)))
-            )
+            server.check_address.is_none()
+                && matches!(
+                    &server.address,
+                    Some(ServerAddress::Known(Address::Unix(_)))
+                )
         };
         if check.port.is_some() && upstream.servers.iter().any(unix) {
             report.add(
                 place.clone(),
                 "`port` means nothing for a server with a unix path",
-                "remove it, or put such servers into an upstream of their own",
+                "remove it, give such servers a `check_address`, or put them into an upstream of their own",
             );
         }
+    }
+}
+
+/// Of an upstream that checks nobody.
+fn refuse_check_addresses(report: &mut Report<'_>, upstream: &UpstreamDraft) {
+    // A check with an error in it is still one.
+    if upstream.check_place.is_some() {
+        return;
+    }
+    let places = upstream.servers.iter();
+    for (_, place) in places.filter_map(|server| server.check_address.as_ref()) {
+        report.add(
+            place.clone(),
+            "means nothing: the upstream has no `check`",
+            "add one, like `check: tcp`, or remove it",
+        );
     }
 }
 
@@ -441,6 +464,7 @@ impl Draft {
                     weight: server.weight,
                     backup: server.backup,
                     max_connections: server.max_connections,
+                    check_address: server.check_address.as_ref().map(|(at, _)| at.clone()),
                 })
                 .collect()
         };

@@ -7,13 +7,13 @@ use crate::config::limits::{
     CHECK_BYTES_MAX, CHECK_COUNT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT, EJECT_FAILURES,
     HTTP_STATUS, TIMEOUT,
 };
-use crate::config::model::{Check, CheckKind, Eject, Expect, OnDown, OnNoServer};
+use crate::config::model::{Check, CheckHeader, CheckKind, Eject, Expect, OnDown, OnNoServer};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 use crate::units::{is_host_name, shorten};
 
 pub(super) const EJECT_KEYS: [&str; 4] = ["failures", "period", "max", "max_percent"];
-pub(super) const CHECK_KEYS: [&str; 15] = [
+pub(super) const CHECK_KEYS: [&str; 16] = [
     "type",
     "interval",
     "fast_interval",
@@ -22,6 +22,7 @@ pub(super) const CHECK_KEYS: [&str; 15] = [
     "rise",
     "fall",
     "port",
+    "proxy_protocol",
     "send",
     "expect",
     "contains",
@@ -29,6 +30,13 @@ pub(super) const CHECK_KEYS: [&str; 15] = [
     "host",
     "status",
     "server_name",
+];
+
+/// The words of `proxy_protocol`; without one it is as with the sessions.
+pub(in crate::config) const CHECK_HEADERS: [(&str, CheckHeader); 3] = [
+    ("off", CheckHeader::Off),
+    ("v1", CheckHeader::V1),
+    ("v2", CheckHeader::V2),
 ];
 
 /// The words of `on_down`.
@@ -39,10 +47,11 @@ pub(in crate::config) const ON_DOWNS: [(&str, OnDown); 3] = [
 ];
 
 /// The words of `on_no_server`.
-pub(in crate::config) const ON_NO_SERVERS: [(&str, OnNoServer); 3] = [
+pub(in crate::config) const ON_NO_SERVERS: [(&str, OnNoServer); 4] = [
     ("reset", OnNoServer::Reset),
     ("close", OnNoServer::Close),
     ("hold", OnNoServer::Hold),
+    ("stop_listening", OnNoServer::StopListening),
 ];
 
 /// `off`, or a section.
@@ -131,8 +140,10 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
         .get("port")
         .and_then(|at| report.number(at, &(1..=65_535)))
         .map(|port| port as u16);
+    let kind = kind?;
+    let header = header(report, &section, &kind);
     Some(Some(Check {
-        kind: kind?,
+        kind,
         interval,
         fast_interval,
         jitter_percent,
@@ -140,7 +151,21 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
         rise,
         fall,
         port,
+        header: header.unwrap_or(DEFAULT_CHECK.header),
     }))
+}
+
+fn header(report: &mut Report<'_>, section: &Section<'_>, kind: &CheckKind) -> Option<CheckHeader> {
+    let at = section.get("proxy_protocol")?;
+    let header = report.choice(at, &CHECK_HEADERS)?;
+    if *kind == CheckKind::Tcp && header != CheckHeader::Off {
+        report.add(
+            at.place(),
+            "means nothing for a check of type tcp: it sends no byte",
+            "set another type, or remove it",
+        );
+    }
+    Some(header)
 }
 
 /// A redirect is an answer of a server that lives.

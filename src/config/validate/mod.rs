@@ -17,11 +17,12 @@ mod proxy;
 mod route;
 mod settings;
 mod source;
+mod stop_listening;
 mod target;
 mod upstreams;
 
 pub(super) use dns::FAMILIES;
-pub(super) use health::{ON_DOWNS, ON_NO_SERVERS};
+pub(super) use health::{CHECK_HEADERS, ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
 pub(super) use proxy::VERSIONS;
 pub(super) use route::ROUTE_BYS;
@@ -60,7 +61,7 @@ const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 27] = [
+    let sections: [(&str, &[&str]); 28] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -95,6 +96,10 @@ pub(super) fn known_keys() -> Vec<String> {
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),
+        (
+            "upstreams.NAME.stop_listening.",
+            &stop_listening::STOP_LISTENING_KEYS,
+        ),
         ("upstreams.NAME.source.", &source::SOURCE_KEYS),
         ("upstreams.NAME.servers[].", &SERVER_KEYS),
         ("dns.", &dns::DNS_KEYS),

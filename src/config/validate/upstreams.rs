@@ -3,7 +3,9 @@
 use super::cross::{ServerDraft, UpstreamDraft};
 use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::source::source;
+use super::stop_listening::stop_listening;
 use super::{parse_server, proxy, within};
+use crate::config::address::check_server;
 use crate::config::limits::{
     DEFAULT_RETRY_BUDGET, DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
     RETRIES_PER_SECOND, RETRY_PERCENT, SERVERS_MAX, TIMEOUT, WEIGHT,
@@ -13,8 +15,9 @@ use crate::config::model::{
 };
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
+use crate::units::Address;
 
-pub(super) const UPSTREAM_KEYS: [&str; 14] = [
+pub(super) const UPSTREAM_KEYS: [&str; 15] = [
     "balance",
     "hash",
     "retries",
@@ -25,12 +28,19 @@ pub(super) const UPSTREAM_KEYS: [&str; 14] = [
     "slow_start",
     "on_down",
     "on_no_server",
+    "stop_listening",
     "fallback",
     "proxy_protocol",
     "source",
     "servers",
 ];
-pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
+pub(super) const SERVER_KEYS: [&str; 5] = [
+    "address",
+    "weight",
+    "backup",
+    "max_connections",
+    "check_address",
+];
 pub(super) const RETRY_BUDGET_KEYS: [&str; 2] = ["percent", "min_per_second"];
 pub(super) const QUEUE_KEYS: [&str; 2] = ["max", "timeout"];
 
@@ -71,7 +81,8 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             .map_or(DEFAULT_UPSTREAM, |section| policy(report, section));
         let hash_at = section.as_ref().and_then(|section| section.get("hash"));
         let check_at = section.as_ref().and_then(|section| section.get("check"));
-        let check = check_at.and_then(|at| check(report, at)).flatten();
+        let check = check_at.and_then(|at| check(report, at));
+        let check_at = check_at.filter(|_| check != Some(None));
         let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
         let fallback = fallback_at.and_then(|at| Some((report.text(at)?, at.place())));
         let source_at = section.as_ref().and_then(|section| section.get("source"));
@@ -85,7 +96,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             place: at.place(),
             policy,
             hash_place: hash_at.map(Cursor::place),
-            check,
+            check: check.flatten(),
             check_place: check_at.map(Cursor::place),
             fallback,
             source,
@@ -146,6 +157,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
         slow_start,
         on_down,
         on_no_server,
+        stop_listening: stop_listening(report, section, on_no_server),
         fallback: None,
         proxy_protocol: section
             .get("proxy_protocol")
@@ -268,5 +280,40 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
         .and_then(|at| report.number_or_off(at, &MAX_CONNECTIONS))
         .flatten()
         .map(|most| u32::try_from(most).expect("within MAX_CONNECTIONS"));
+    let check_at = section.get("check_address");
+    draft.check_address = check_at.and_then(|at| {
+        let address = check_address(report, at, draft.address.as_ref()?)?;
+        Some((address, at.place()))
+    });
     draft
+}
+
+/// Where one server is checked. A name may be several servers, and others tomorrow: one address that
+/// answers for all of them would tell nothing of any.
+fn check_address(
+    report: &mut Report<'_>,
+    at: &Cursor<'_>,
+    server: &ServerAddress,
+) -> Option<Address> {
+    let text = report.text(at)?;
+    let ServerAddress::Known(_) = server else {
+        report.add(
+            at.place(),
+            "a name may lead to several servers, which cannot all be checked at one address",
+            "set check.port for another port of each, or write the servers by their addresses",
+        );
+        return None;
+    };
+    let checked: Address = match text.parse() {
+        Ok(address) => address,
+        Err(error) => {
+            report.add(at.place(), error.to_string(), error.remedy());
+            return None;
+        }
+    };
+    if let Err((problem, remedy)) = check_server(&ServerAddress::Known(checked.clone())) {
+        report.add(at.place(), format!("`{checked}` {problem}"), remedy);
+        return None;
+    }
+    Some(checked)
 }

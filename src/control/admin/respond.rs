@@ -13,7 +13,7 @@ Corelay
 /stats     the same for a person, as JSON
 /upstreams how the servers stand, as JSON
 /healthz   200 while every core turns
-/readyz    200 once every core listens, 503 before and while stopping
+/readyz    200 while every listener listens, 503 before, while stopping, and without servers if told so
 ";
 
 /// What matters of a request's head.

@@ -81,6 +81,7 @@ impl<R: FnMut(ServerId, CheckResult)> Engine<R> {
     }
 
     fn begin_due(&mut self) {
+        self.shared.waits_since_us.store(0, Ordering::Relaxed);
         for _ in 0..BEGIN_PER_TURN {
             if self.shared.is_stopping() {
                 return;
@@ -89,15 +90,16 @@ impl<R: FnMut(ServerId, CheckResult)> Engine<R> {
             let Some(due_us) = self.schedule.next_due_us().filter(|&due| due <= now_us) else {
                 break;
             };
+            if !self.has_slot() {
+                self.shared.waits_since_us.store(due_us, Ordering::Relaxed);
+                break;
+            }
             self.shared
                 .late_us
                 .store(now_us - due_us, Ordering::Relaxed);
-            if !self.has_slot() {
-                break;
-            }
             let due = self.schedule.take_due(now_us).expect("one is due");
             let server = due.server;
-            match Probe::start(due.address, due.check, &mut self.random, now_us) {
+            match Probe::start(due, &mut self.random, now_us) {
                 Err(outcome) => self.told(server, outcome, now_us),
                 Ok(mut probe) => {
                     if probe.is_connecting() || self.advance(server, &mut probe) {

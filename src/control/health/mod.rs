@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::balance::health::CheckResult;
-use crate::sys::event;
+use crate::sys::{clock, event};
 use crate::units::ServerId;
 use engine::Engine;
 pub use spec::{CheckAt, CheckKind, CheckSpec, Expect, Target};
@@ -68,7 +68,7 @@ pub struct Stats {
     pub checks_total: u64,
     /// Sockets that are open.
     pub in_flight: u64,
-    /// How long the check that is next, or began last, was due. Grows if `in_flight_max` is too low.
+    /// How long the check that is next has been due, or the one that began last had been. Grows if `in_flight_max` is too low.
     pub late_us: u64,
 }
 
@@ -101,6 +101,7 @@ impl Checker {
             checks_total: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             late_us: AtomicU64::new(0),
+            waits_since_us: AtomicU64::new(0),
         });
         let engine = Engine::new(
             Arc::clone(&shared),
@@ -131,11 +132,23 @@ impl Checker {
 
     /// The numbers now.
     pub fn stats(&self) -> Stats {
-        Stats {
-            checks_total: self.shared.checks_total.load(Ordering::Relaxed),
-            in_flight: self.shared.in_flight.load(Ordering::Relaxed),
-            late_us: self.shared.late_us.load(Ordering::Relaxed),
-        }
+        self.shared.stats()
+    }
+
+    /// Shows the numbers without the checker.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(Arc::clone(&self.shared))
+    }
+}
+
+/// The numbers of a checker, for those who do not own it.
+#[derive(Clone)]
+pub struct Monitor(Arc<Shared>);
+
+impl Monitor {
+    /// The numbers now.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
     }
 }
 
@@ -166,7 +179,10 @@ struct Shared {
     stopping: AtomicBool,
     checks_total: AtomicU64,
     in_flight: AtomicU64,
+    /// Of the check that began last.
     late_us: AtomicU64,
+    /// When the check that has no place was due; 0: none is without.
+    waits_since_us: AtomicU64,
 }
 
 impl Shared {
@@ -177,6 +193,18 @@ impl Shared {
     fn tell(&self, command: Command) {
         self.commands().push(command);
         event::signal(&self.event);
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            checks_total: self.checks_total.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            late_us: match self.waits_since_us.load(Ordering::Relaxed) {
+                0 => self.late_us.load(Ordering::Relaxed),
+                // The thread sleeps meanwhile: nobody else would make the number grow.
+                since_us => clock::now_us().saturating_sub(since_us),
+            },
+        }
     }
 
     fn is_stopping(&self) -> bool {

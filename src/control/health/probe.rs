@@ -17,12 +17,14 @@ use socket2::Socket;
 
 use super::answer::{Answer, Verdict};
 use super::hello::client_hello;
+use super::schedule::Due;
 use super::spec::{CheckKind, CheckSpec};
 use crate::balance::Random;
 use crate::balance::health::{CheckFailure, CheckOutcome, LocalFault};
 use crate::sys::socket::{self, ConnectError, Connecting, Fault, Options, Target, ThirdSegment};
 use crate::sys::source::Refused;
 use crate::units::Address;
+use crate::wire::proxy::{Addresses, Command, Tlvs, V2Options, Version, encode_v1, encode_v2};
 
 /// How long the rest of an HTTP answer is read after the verdict.
 const DRAIN_WITHIN_US: u64 = 250_000;
@@ -68,13 +70,9 @@ impl Probe {
     /// Begins to connect. One that is connected already is to be advanced at once.
     ///
     /// Errors: the verdict, if it is known already.
-    pub(super) fn start(
-        address: Address,
-        check: Arc<CheckSpec>,
-        random: &mut Random,
-        now_us: u64,
-    ) -> Result<Self, CheckOutcome> {
-        let request = request(&check.kind, random);
+    pub(super) fn start(due: Due, random: &mut Random, now_us: u64) -> Result<Self, CheckOutcome> {
+        let Due { address, check, .. } = due;
+        let request = request(&check.kind, due.header, random);
         // Without bytes to carry it, the ACK must not be kept back from a server that is to speak first.
         let third = match check.kind {
             CheckKind::Exchange { .. } if request.is_empty() => ThirdSegment::Ack,
@@ -243,22 +241,38 @@ impl Drop for Probe {
     }
 }
 
-/// The bytes to send.
-fn request(kind: &CheckKind, random: &mut Random) -> Vec<u8> {
+/// The bytes to send, the header first.
+fn request(kind: &CheckKind, proxy: Option<Version>, random: &mut Random) -> Vec<u8> {
+    let mut bytes = proxy.map_or_else(Vec::new, header);
     match kind {
-        CheckKind::Tcp => Vec::new(),
-        CheckKind::Exchange { send, .. } => send.clone(),
-        CheckKind::Http { path, host, .. } => format!(
+        CheckKind::Tcp => bytes.clear(),
+        CheckKind::Exchange { send, .. } => bytes.extend(send),
+        CheckKind::Http { path, host, .. } => bytes.extend(format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: corelay-check\r\nAccept: */*\r\nConnection: close\r\n\r\n"
         )
-        .into_bytes(),
+        .into_bytes()),
         CheckKind::Tls { server_name } => {
-            let mut bytes = [0; 32];
-            for word in bytes.chunks_exact_mut(8) {
+            let mut random_bytes = [0; 32];
+            for word in random_bytes.chunks_exact_mut(8) {
                 word.copy_from_slice(&random.next_u64().to_ne_bytes());
             }
-            client_hello(server_name.as_deref(), bytes)
+            bytes.extend(client_hello(server_name.as_deref(), random_bytes));
         }
+    }
+    bytes
+}
+
+/// A check is on nobody's behalf: UNKNOWN in version 1 (section 2.1), LOCAL in version 2 (section 2.2).
+fn header(version: Version) -> Vec<u8> {
+    match version {
+        Version::V1 => encode_v1(&Addresses::Unknown),
+        Version::V2 => encode_v2(V2Options {
+            command: Command::Local,
+            addresses: &Addresses::Unknown,
+            tlvs: &Tlvs::default(),
+            crc32c: false,
+        })
+        .expect("without addresses and TLVs nothing is too long"),
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::spec::{CheckSpec, Target};
 use crate::balance::Random;
 use crate::units::{Address, ServerId};
+use crate::wire::proxy::Version;
 
 /// Between the first checks of two servers.
 const FIRST_SPACING_US: u64 = 10_000;
@@ -20,6 +21,7 @@ const FIRST_SPACING_US: u64 = 10_000;
 pub(super) struct Due {
     pub(super) server: ServerId,
     pub(super) address: Address,
+    pub(super) header: Option<Version>,
     pub(super) check: Arc<CheckSpec>,
 }
 
@@ -99,7 +101,8 @@ impl Schedule {
         entry.began_us = Some(now_us);
         Some(Due {
             server,
-            address: entry.target.check.at.resolve(&entry.target.address),
+            address: entry.target.at.resolve(&entry.target.address),
+            header: entry.target.header,
             check: Arc::clone(&entry.target.check),
         })
     }
@@ -160,7 +163,6 @@ mod tests {
     fn targets(ids: std::ops::Range<u16>, port: u16) -> Vec<Target> {
         let check = Arc::new(CheckSpec {
             kind: CheckKind::Tcp,
-            at: CheckAt::Server,
             pace: Pace {
                 interval_us: INTERVAL_US,
                 fast_interval_us: 100_000,
@@ -172,6 +174,8 @@ mod tests {
         ids.map(|id| Target {
             server: ServerId(id),
             address: Address::Tcp(([127, 0, 0, 1], port).into()),
+            at: CheckAt::Server,
+            header: None,
             check: Arc::clone(&check),
         })
         .collect()

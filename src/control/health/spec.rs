@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::balance::health::Pace;
 use crate::sys::source::Source;
 use crate::units::{Address, ServerId};
+use crate::wire::proxy::Version;
 
 pub use crate::config::model::{CheckKind, Expect};
 
@@ -15,6 +16,10 @@ pub struct Target {
     pub server: ServerId,
     /// Where it serves.
     pub address: Address,
+    /// Where it is checked.
+    pub at: CheckAt,
+    /// The PROXY header that every check but tcp begins with; `None` is none.
+    pub header: Option<Version>,
     /// How it is checked; usually shared by an upstream's servers.
     pub check: Arc<CheckSpec>,
 }
@@ -24,8 +29,6 @@ pub struct Target {
 pub struct CheckSpec {
     /// What is asked, and what is an answer.
     pub kind: CheckKind,
-    /// Where.
-    pub at: CheckAt,
     /// How often.
     pub pace: Pace,
     /// For the whole check, from the connect to the verdict. Bytes that trickle in do not prolong it.

@@ -1,5 +1,6 @@
 //! The checker against real sockets.
 
+mod header;
 mod lifecycle;
 mod tls;
 
@@ -25,7 +26,6 @@ const HOUR_US: u64 = 3_600_000 * MS_US;
 fn spec(kind: CheckKind) -> CheckSpec {
     CheckSpec {
         kind,
-        at: CheckAt::Server,
         pace: Pace {
             interval_us: HOUR_US,
             fast_interval_us: 20 * MS_US,
@@ -55,6 +55,8 @@ fn target(id: u16, address: &Address, check: CheckSpec) -> Target {
     Target {
         server: ServerId(id),
         address: address.clone(),
+        at: CheckAt::Server,
+        header: None,
         check: Arc::new(check),
     }
 }
@@ -73,7 +75,12 @@ fn start(options: Options, targets: Vec<Target>) -> (Checker, Results) {
 /// The result of one check.
 #[track_caller]
 fn check(address: &Address, check: CheckSpec) -> CheckResult {
-    let (_checker, results) = start(Options::default(), vec![target(0, address, check)]);
+    check_of(target(0, address, check))
+}
+
+#[track_caller]
+fn check_of(target: Target) -> CheckResult {
+    let (_checker, results) = start(Options::default(), vec![target]);
     let (server, result) = results.recv_timeout(DEADLINE).expect("a result");
     assert_eq!(server, ServerId(0));
     result
@@ -309,9 +316,9 @@ fn unix_sockets_are_checked_too() {
     assert_outcome(&address, expecting(b"", b"220 "), CheckOutcome::Passed);
     assert_outcome(&address, CheckKind::Tcp, CheckOutcome::Passed);
     // A port means nothing here.
-    let mut with_port = spec(CheckKind::Tcp);
+    let mut with_port = target(0, &address, spec(CheckKind::Tcp));
     with_port.at = CheckAt::Port(1);
-    assert_eq!(check(&address, with_port).outcome, CheckOutcome::Passed);
+    assert_eq!(check_of(with_port).outcome, CheckOutcome::Passed);
 }
 
 #[test]
@@ -322,8 +329,8 @@ fn a_server_can_be_checked_elsewhere() {
         unreachable!("a TCP listener")
     };
     for at in [CheckAt::Port(ip.port()), CheckAt::Address(checked.clone())] {
-        let mut spec = spec(CheckKind::Tcp);
-        spec.at = at;
-        assert_eq!(check(&serving, spec).outcome, CheckOutcome::Passed);
+        let mut target = target(0, &serving, spec(CheckKind::Tcp));
+        target.at = at;
+        assert_eq!(check_of(target).outcome, CheckOutcome::Passed);
     }
 }

@@ -1,8 +1,10 @@
 //! What is shown of the upstreams: the servers' names, how they stand, and how names were looked up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::metrics::{Lookups, ServerName, ServerStanding};
+use crate::control::health::Monitor;
+use crate::metrics::{CheckerMetrics, Lookups, ServerName, ServerStanding};
 use crate::units::ServerId;
 use crate::worker::servers::{Pool, SharedServer};
 
@@ -19,6 +21,10 @@ pub(in crate::control) struct Shown {
     pub(in crate::control) standings: Vec<ServerStanding>,
     /// By [`crate::units::UpstreamId`]; `None` where there are no names.
     pub(in crate::control) lookups: Vec<Option<Lookups>>,
+    /// By [`crate::units::UpstreamId`].
+    pub(in crate::control) ejections_denied_total: Vec<u64>,
+    /// `None`: nobody is checked.
+    pub(super) checker: Option<Monitor>,
 }
 
 impl Board {
@@ -26,6 +32,7 @@ impl Board {
     pub(in crate::control) fn new(pools: &[Arc<Pool>], lookups: Vec<Option<Lookups>>) -> Self {
         let mut shown = Shown {
             lookups,
+            ejections_denied_total: vec![0; pools.len()],
             ..Shown::default()
         };
         let servers = pools.iter().flat_map(|pool| &pool.servers);
@@ -41,6 +48,14 @@ impl Board {
 }
 
 impl Shown {
+    pub(in crate::control) fn checker(&self) -> CheckerMetrics {
+        let stats = self.checker.as_ref().map(Monitor::stats);
+        stats.map_or_else(CheckerMetrics::default, |stats| CheckerMetrics {
+            in_flight: stats.in_flight,
+            late: Duration::from_micros(stats.late_us),
+        })
+    }
+
     /// Lists a server, which may have been listed before.
     pub(super) fn list(&mut self, server: &SharedServer) {
         let index = usize::from(server.id.0);

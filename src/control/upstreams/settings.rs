@@ -1,19 +1,23 @@
 //! The configuration of upstreams in the words of those who act on it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, HashBy, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, CheckHeader, Eject, HashBy, OnNoServer, ProxySent, ProxyVersions,
+    ServerAddress, Upstream, UpstreamPolicy,
 };
-use crate::control::health::{CheckAt, CheckSpec};
+use crate::control::health::{CheckAt, CheckSpec, Target};
+use crate::control::source;
 use crate::mode::proxy::Told;
 use crate::policy::retry_budget::Grant;
 use crate::sys::clock::micros;
 use crate::sys::source::Source;
+use crate::units::Address;
 use crate::wire::proxy::Version;
-use crate::worker::servers::{UpstreamSettings, WithoutServer};
+use crate::worker::servers::{SharedServer, UpstreamSettings, WithoutServer};
 
 /// Above so many cores, adding up the connections of every server costs more than looking at two.
 const CORES_SUMMED_MAX: usize = 8;
@@ -44,21 +48,25 @@ pub(in crate::control) fn settings(
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
         without_server: match policy.on_no_server {
-            OnNoServer::Reset => WithoutServer::Reset,
+            OnNoServer::Reset | OnNoServer::StopListening => WithoutServer::Reset,
             OnNoServer::Close => WithoutServer::Close,
             OnNoServer::Hold => WithoutServer::Hold,
         },
         fallback: policy.fallback,
         told: policy.proxy_protocol.map(|sent| Told {
-            version: match sent.version {
-                ProxyVersions::V1 => Version::V1,
-                ProxyVersions::V2 | ProxyVersions::Any => Version::V2,
-            },
+            version: version(&sent),
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
             unique_id: sent.unique_id,
         }),
         source,
+    }
+}
+
+fn version(sent: &ProxySent) -> Version {
+    match sent.version {
+        ProxyVersions::V1 => Version::V1,
+        ProxyVersions::V2 | ProxyVersions::Any => Version::V2,
     }
 }
 
@@ -78,11 +86,64 @@ pub(super) fn judged_by(upstream: &Upstream) -> Options {
     }
 }
 
-/// How an upstream's servers are checked.
-pub(super) fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
+/// How and where an upstream's servers are checked.
+pub(in crate::control) struct Checking {
+    spec: Arc<CheckSpec>,
+    port: Option<u16>,
+    header: CheckHeader,
+    /// That of the sessions.
+    told: Option<Version>,
+    /// Of those with a `check_address`, by where they serve.
+    addresses: HashMap<Address, Address>,
+}
+
+impl Checking {
+    /// `None`: nobody is asked.
+    pub(super) fn new(upstream: &Upstream) -> Option<Self> {
+        let check = upstream.check.as_ref()?;
+        let source = upstream.source.as_ref().map(source::of);
+        let addresses = upstream.servers.iter().filter_map(|server| {
+            let ServerAddress::Known(serving) = &server.address else {
+                return None;
+            };
+            Some((serving.clone(), server.check_address.clone()?))
+        });
+        Some(Self {
+            spec: checked_by(check, source),
+            port: check.port,
+            header: check.header,
+            told: upstream.policy.proxy_protocol.as_ref().map(version),
+            addresses: addresses.collect(),
+        })
+    }
+
+    /// The check of one server.
+    pub(super) fn target(&self, server: &SharedServer) -> Target {
+        let at = match (self.addresses.get(&server.address), self.port) {
+            (Some(address), _) => CheckAt::Address(address.clone()),
+            (None, Some(port)) => CheckAt::Port(port),
+            (None, None) => CheckAt::Server,
+        };
+        let header = match self.header {
+            CheckHeader::Off => None,
+            CheckHeader::V1 => Some(Version::V1),
+            CheckHeader::V2 => Some(Version::V2),
+            // What listens elsewhere is another socket, which need not expect one.
+            CheckHeader::AsSessions => self.told.filter(|_| at == CheckAt::Server),
+        };
+        Target {
+            server: server.id,
+            address: server.address.clone(),
+            at,
+            header,
+            check: Arc::clone(&self.spec),
+        }
+    }
+}
+
+fn checked_by(check: &Check, source: Option<Arc<Source>>) -> Arc<CheckSpec> {
     Arc::new(CheckSpec {
         kind: check.kind.clone(),
-        at: check.port.map_or(CheckAt::Server, CheckAt::Port),
         pace: Pace {
             interval_us: micros(check.interval),
             fast_interval_us: micros(check.fast_interval),

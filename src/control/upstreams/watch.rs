@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use super::halts::{Halts, Turn, has_server};
 use super::roster::Roster;
-use super::settings::{checked_by, judged_by};
+use super::settings::{Checking, judged_by};
 use super::{Board, Making, News};
 use crate::balance::SlowStart;
 use crate::balance::health::{
@@ -14,10 +15,10 @@ use crate::balance::health::{
 };
 use crate::config::Config;
 use crate::config::model::{OnDown, Upstream};
-use crate::control::health::{self, CheckSpec, Checker, Target};
+use crate::control::Notice;
+use crate::control::health::{self, Checker, Target};
 use crate::control::resolve::refresh;
 use crate::control::resolve::{Answers, Member};
-use crate::control::source;
 use crate::core::mailbox::Sender;
 use crate::log::Namer;
 use crate::metrics::{LastCheck, Lookups, ServerStanding};
@@ -38,6 +39,7 @@ pub(in crate::control) struct Watch<'a> {
     pub(in crate::control) heard: mpsc::Receiver<News>,
     pub(in crate::control) board: Board,
     pub(in crate::control) log_names: Namer,
+    pub(in crate::control) notices: mpsc::Sender<Notice>,
 }
 
 impl Watch<'_> {
@@ -61,6 +63,7 @@ impl Watch<'_> {
                 },
             )?)
         };
+        self.board.lock().checker = checker.as_ref().map(Checker::monitor);
         self.resolve()?;
         let watcher = Watcher {
             deadline_us: None,
@@ -72,6 +75,8 @@ impl Watch<'_> {
             roster: self.roster,
             making: self.making,
             overdue: Vec::new(),
+            halts: Halts::new(self.config),
+            notices: self.notices,
         };
         let heard = self.heard;
         std::thread::Builder::new()
@@ -97,13 +102,11 @@ impl Watch<'_> {
             Group {
                 health: UpstreamHealth::new(&ids, judged_by(upstream), now_us),
                 pool: Arc::clone(pool),
-                check: upstream.check.as_ref().map(|check| {
-                    let source = upstream.source.as_ref().map(source::of);
-                    checked_by(check, source)
-                }),
+                check: Checking::new(upstream),
                 config: upstream.clone(),
                 drain: self.config.timeouts.drain,
                 waiting: None,
+                denied_total: 0,
             }
         };
         upstreams.map(group).collect()
@@ -136,13 +139,8 @@ pub(super) fn targets(groups: &[Group]) -> Vec<Target> {
     let mut targets = Vec::new();
     for group in groups {
         let Some(check) = &group.check else { continue };
-        for (candidate, server) in &group.pool.servers {
-            targets.push(Target {
-                server: candidate.id,
-                address: server.address.clone(),
-                check: Arc::clone(check),
-            });
-        }
+        let servers = group.pool.servers.iter();
+        targets.extend(servers.map(|(_, server)| check.target(server)));
     }
     targets
 }
@@ -150,10 +148,12 @@ pub(super) fn targets(groups: &[Group]) -> Vec<Target> {
 /// One upstream.
 pub(super) struct Group {
     pub(super) config: Upstream,
-    check: Option<Arc<CheckSpec>>,
+    pub(super) check: Option<Checking>,
     pub(super) health: UpstreamHealth,
     pub(super) pool: Arc<Pool>,
     drain: Duration,
+    /// Ejections, as shown.
+    denied_total: u64,
     /// Its servers, while there are no ids for some of them.
     pub(super) waiting: Option<Vec<Member>>,
 }
@@ -181,6 +181,8 @@ pub(super) struct Watcher {
     pub(super) deadline_us: Option<u64>,
     /// Servers that are down whose sessions are reset at this time.
     pub(super) overdue: Vec<(u64, ServerId)>,
+    halts: Halts,
+    notices: mpsc::Sender<Notice>,
 }
 
 impl Watcher {
@@ -202,8 +204,9 @@ impl Watcher {
                         let health = &mut self.groups[group].health;
                         (group, health.observed(server, observation, now_us))
                     });
-                    if let Some((group, Some(transition))) = changed {
-                        self.apply(group, &[transition]);
+                    if let Some((group, transition)) = changed {
+                        self.note_denied(group);
+                        self.apply(group, transition.as_slice());
                     }
                 }
                 Ok(News::Resolved(upstream, members)) => self.resolved(upstream, members),
@@ -225,6 +228,7 @@ impl Watcher {
         ejections
             .chain(self.overdue.iter().map(|(at_us, _)| *at_us))
             .chain(self.roster.next_us())
+            .chain(self.halts.next_us())
             .min()
     }
 
@@ -265,6 +269,11 @@ impl Watcher {
             self.end_sessions(server);
         }
         self.forget(now_us);
+        for turn in self.halts.settle(now_us) {
+            let Turn { listener, listens } = turn;
+            // The main thread is gone only when the process is ending.
+            let _ = self.notices.send(Notice::Listen(listener, listens));
+        }
         self.deadline_us = self.next_deadline_us();
     }
 
@@ -290,8 +299,11 @@ impl Watcher {
         self.deadline_us = self.next_deadline_us();
     }
 
-    pub(super) fn send_pool(&self, index: usize) {
+    pub(super) fn send_pool(&mut self, index: usize) {
         let group = &self.groups[index];
+        let has_server = has_server(&group.pool);
+        self.halts
+            .note(UpstreamId(index as u16), has_server, clock::now_us());
         for core in self.cores.iter() {
             core.send(Message::Pool(
                 UpstreamId(index as u16),
@@ -391,6 +403,15 @@ impl Watcher {
             CheckOutcome::NotMade(_) => &mut standing.checks_not_made_total,
         };
         *count += 1;
+    }
+
+    /// Ejections that there would be, but for their limit. Most observations are none.
+    fn note_denied(&mut self, index: usize) {
+        let group = &mut self.groups[index];
+        let total = group.health.ejections().denied_total();
+        if total != std::mem::replace(&mut group.denied_total, total) {
+            self.board.lock().ejections_denied_total[index] = total;
+        }
     }
 
     fn note_transition(&self, index: usize, transition: &Transition) {

@@ -50,6 +50,30 @@ pub(super) fn health(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     }
 }
 
+pub(super) fn checker(page: &mut Page, scrape: &Scrape<'_>) {
+    page.gauge(
+        "corelay_health_checks_in_flight",
+        "Checks whose sockets are open.",
+    );
+    page.sample("", scrape.checker.in_flight);
+    page.gauge(
+        "corelay_health_checks_late_seconds",
+        "How long the check that is next, or began last, had been due.",
+    );
+    page.sample("", seconds(scrape.checker.late));
+}
+
+pub(super) fn ejections(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
+    page.counter(
+        "corelay_ejections_denied_total",
+        "Failures that would have ejected a server, had not too many been ejected.",
+    );
+    let denied = scrape.ejections_denied_total;
+    for (label, count) in labels.upstreams.iter().zip(denied) {
+        page.sample(label, count);
+    }
+}
+
 pub(super) fn lookups(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     page.counter(
         "corelay_dns_lookups_total",

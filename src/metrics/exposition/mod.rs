@@ -30,6 +30,8 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     traffic::upstreams(&mut page, scrape, &labels);
     traffic::servers(&mut page, scrape, &labels);
     health::health(&mut page, scrape, &labels);
+    health::checker(&mut page, scrape);
+    health::ejections(&mut page, scrape, &labels);
     health::lookups(&mut page, scrape, &labels);
     traffic::latencies(&mut page, scrape, &labels);
     machinery::buffers(&mut page, scrape);

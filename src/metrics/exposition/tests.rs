@@ -101,6 +101,12 @@ fn page() -> (String, Parsed) {
                 failed_total: 1,
             }),
         ],
+        ejections_denied_total: &[0, 5],
+        listening: &[true, false],
+        checker: CheckerMetrics {
+            in_flight: 7,
+            late: Duration::from_millis(1_250),
+        },
         now_us: 0,
     });
     let parsed = parse(&text);
@@ -296,6 +302,22 @@ fn a_server_that_is_gone_has_no_series_and_its_sessions_stay_in_the_sums() {
             .keys()
             .all(|key| key.server != Some(ServerId(1)))
     );
+}
+
+#[test]
+fn the_checker_and_denied_ejections_are_shown() {
+    let (_, parsed) = page();
+    assert_eq!(parsed.sum("corelay_health_checks_in_flight", &[]), 7.0);
+    assert_eq!(parsed.sum("corelay_health_checks_late_seconds", &[]), 1.25);
+    let denied = |upstream| parsed.sum("corelay_ejections_denied_total", &[("upstream", upstream)]);
+    assert_eq!((denied("app"), denied("db")), (0.0, 5.0));
+}
+
+#[test]
+fn a_listener_that_has_stopped_is_told_from_one_that_listens() {
+    let (_, parsed) = page();
+    let listening = |listener| parsed.sum("corelay_listener_listening", &[("listener", listener)]);
+    assert_eq!((listening("edge"), listening(AWKWARD)), (1.0, 0.0));
 }
 
 #[test]

@@ -39,6 +39,13 @@ pub(super) fn sessions(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
 
 pub(super) fn listeners(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     let names = &labels.listeners;
+    page.gauge(
+        "corelay_listener_listening",
+        "1 while the listener listens, 0 while it has stopped for want of servers.",
+    );
+    for (label, listening) in names.iter().zip(scrape.listening) {
+        page.sample(label, u8::from(*listening));
+    }
     page.counter(
         "corelay_connections_accepted_total",
         "Connections accepted.",
