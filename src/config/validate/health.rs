@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 use crate::config::limits::{
-    CHECK_BYTES_MAX, CHECK_COUNT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT, EJECT_FAILURES,
-    HTTP_STATUS, TIMEOUT,
+    CHECK_BYTES_MAX, CHECK_COUNT, CHECK_PORT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT,
+    EJECT_FAILURES, EJECT_PERCENT, HTTP_STATUS, JITTER_PERCENT, TIMEOUT,
 };
 use crate::config::model::{Check, CheckKind, Eject, Expect, OnDown, OnNoServer};
 use crate::config::raw::Value;
@@ -62,7 +62,7 @@ pub(super) fn eject(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<E
     let max = duration("max", DEFAULT_EJECT.max);
     let max_percent = section
         .get("max_percent")
-        .and_then(|at| report.number(at, &(1..=100)));
+        .and_then(|at| report.number(at, &EJECT_PERCENT));
     if max < period && section.get("max").is_some() {
         report.add(
             section.place.clone(),
@@ -84,9 +84,7 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
         return Some(None);
     }
     if !matches!(at.node.value, Value::Map(_)) {
-        // An exchange has no word of its own: it needs what to send.
-        let words = [("tcp", Type::Tcp), ("tls", Type::Tls), ("http", Type::Http)];
-        let kind = match report.choice(at, &words)? {
+        let kind = match report.choice(at, &CHECKS)? {
             Type::Http => CheckKind::Http {
                 path: "/".to_owned(),
                 host: "localhost".to_owned(),
@@ -118,10 +116,10 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
     let rise = count("rise", &CHECK_COUNT, DEFAULT_CHECK.rise);
     let fall = count("fall", &CHECK_COUNT, DEFAULT_CHECK.fall);
     let jitter = u32::from(DEFAULT_CHECK.jitter_percent);
-    let jitter_percent = count("jitter_percent", &(0..=100), jitter) as u8;
+    let jitter_percent = count("jitter_percent", &JITTER_PERCENT, jitter) as u8;
     let port = section
         .get("port")
-        .and_then(|at| report.number(at, &(1..=65_535)))
+        .and_then(|at| report.number(at, &CHECK_PORT))
         .map(|port| port as u16);
     Some(Some(Check {
         kind: kind?,
@@ -139,12 +137,24 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
 const DEFAULT_STATUS: RangeInclusive<u16> = 200..=399;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Type {
+pub(in crate::config) enum Type {
     Tcp,
     Exchange,
     Http,
     Tls,
 }
+
+/// The words of `check.type`.
+pub(in crate::config) const CHECK_TYPES: [(&str, Type); 4] = [
+    ("tcp", Type::Tcp),
+    ("tls", Type::Tls),
+    ("http", Type::Http),
+    ("exchange", Type::Exchange),
+];
+
+/// The words that stand for a whole `check`. An exchange has none: it needs what to expect.
+pub(in crate::config) const CHECKS: [(&str, Type); 3] =
+    [CHECK_TYPES[0], CHECK_TYPES[1], CHECK_TYPES[2]];
 
 /// Which keys belong to which type.
 const OF_TYPE: [(&str, Type); 7] = [
@@ -158,21 +168,15 @@ const OF_TYPE: [(&str, Type); 7] = [
 ];
 
 fn kind(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {
-    let words = [
-        ("tcp", Type::Tcp),
-        ("exchange", Type::Exchange),
-        ("http", Type::Http),
-        ("tls", Type::Tls),
-    ];
     let which = match section.get("type") {
-        Some(at) => report.choice(at, &words)?,
+        Some(at) => report.choice(at, &CHECK_TYPES)?,
         None => Type::Tcp,
     };
     for (key, belongs_to) in OF_TYPE {
         if belongs_to != which
             && let Some(at) = section.get(key)
         {
-            let (word, _) = words.iter().find(|(_, it)| *it == belongs_to)?;
+            let (word, _) = CHECK_TYPES.iter().find(|(_, it)| *it == belongs_to)?;
             report.add(
                 at.place(),
                 "means nothing for this type of check",

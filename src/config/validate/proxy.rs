@@ -16,6 +16,10 @@ pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
     ("v2", ProxyVersions::V2),
 ];
 
+/// The words of `version`: of a header that is sent.
+pub(in crate::config) const SENT_VERSIONS: [(&str, ProxyVersions); 2] =
+    [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
+
 /// The word for every network.
 pub(in crate::config) const ALL: &str = "all";
 
@@ -77,17 +81,16 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     if report.is_off(at) {
         return Some(None);
     }
-    let versions = [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
     if !matches!(at.node.value, Value::Map(_)) {
         return Some(Some(ProxySent {
-            version: report.choice(at, &versions)?,
+            version: report.choice(at, &SENT_VERSIONS)?,
             crc32c: false,
             pass_tlvs: true,
         }));
     }
     let section = report.section(at, &SENT_KEYS)?;
     let version_at = section.require(report, "version", "version: v2");
-    let version = version_at.and_then(|at| report.choice(at, &versions))?;
+    let version = version_at.and_then(|at| report.choice(at, &SENT_VERSIONS))?;
     let mut flag = |key, default| {
         let at = section.get(key);
         at.and_then(|at| report.boolean(at)).unwrap_or(default)

@@ -25,6 +25,9 @@ pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
 pub(super) const ACCEPT_KEYS: [&str; 4] = ["steer", "defer", "fast_open", "handoff"];
 pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
 
+/// The word for one worker on each CPU.
+pub(in crate::config) const WORKERS_AUTO: &str = "auto";
+
 /// The word for the access log on standard output.
 pub(in crate::config) const ACCESS_TO_STDOUT: &str = "stdout";
 
@@ -35,7 +38,7 @@ pub(super) fn workers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Worker
         return worker_cpus(report, at, cpus_max);
     }
     let text = report.text(at)?;
-    if text == "auto" {
+    if text == WORKERS_AUTO {
         return Some(Workers::Auto);
     }
     match text.parse::<usize>() {

@@ -20,7 +20,7 @@ pub(super) const SOURCE_KEYS: [&str; 6] = [
 ];
 
 /// The words of `dscp`: RFC 2474, 2597, 3246, 5865 and 8622.
-const DSCPS: [(&str, u8); 23] = [
+pub(in crate::config) const DSCPS: [(&str, u8); 23] = [
     ("cs0", 0),
     ("cs1", 8),
     ("cs2", 16),
