@@ -13,7 +13,11 @@ impl Row {
     /// For a person who points at the key. `values` is made from the limits, so that it is never older.
     pub(super) fn description(&self, values: &str) -> String {
         let [_, default, what] = self.cells;
-        let mut text = format!("{}. Values: {values}.", without_links(what));
+        let mut text = format!("{}.", without_links(what));
+        // The keys of a section speak for themselves.
+        if values != "section" {
+            text.push_str(&format!(" Values: {values}."));
+        }
         if !default.is_empty() {
             text.push_str(&format!(" Default: {default}."));
         }

@@ -36,7 +36,7 @@ pub fn schema() -> String {
 
 struct Generator {
     known: Vec<String>,
-    forms: HashMap<&'static str, Vec<Form>>,
+    forms: HashMap<String, Vec<Form>>,
     rows: HashMap<&'static str, index::Row>,
     defaults: defaults::Defaults,
 }
@@ -130,17 +130,14 @@ mod tests {
     #[test]
     fn every_key_has_its_forms_and_only_keys_have() {
         let known = known_keys();
-        let forms: Vec<&str> = keys::keys().iter().map(|(key, _)| *key).collect();
-        let missing: Vec<_> = known
-            .iter()
-            .filter(|key| !forms.contains(&key.as_str()))
-            .collect();
+        let forms: Vec<String> = keys::keys().into_iter().map(|(key, _)| key).collect();
+        let missing: Vec<_> = known.iter().filter(|key| !forms.contains(key)).collect();
         assert!(
             missing.is_empty(),
             "say in src/config/schema/keys.rs how these are written: {missing:?}"
         );
         for key in &forms {
-            assert!(known.contains(&(*key).to_owned()), "there is no key {key}");
+            assert!(known.contains(key), "there is no key {key}");
         }
         assert_eq!(forms.len(), known.len(), "a key stands there twice");
     }
@@ -157,7 +154,7 @@ mod tests {
         let mut wrong = Vec::new();
         for (key, row) in &rows {
             let (values, default) = row.values_and_default();
-            let said = said(forms.get(key).map_or(&[][..], Vec::as_slice));
+            let said = said(forms.get(*key).map_or(&[][..], Vec::as_slice));
             if values != said {
                 wrong.push(format!("{key}: values: `{values}`, should be `{said}`"));
             }
