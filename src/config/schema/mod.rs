@@ -19,18 +19,25 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::limits::LISTENERS_MAX;
 use super::validate::{COMPACT_KEYS, known_keys};
 use form::{Form, any_of};
 
 /// Writes the schema, indented, with a line break at the end. The same each time.
 pub fn schema() -> String {
     let generator = Generator::new();
-    let schema = json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Corelay configuration",
-        "description": "docs/configuration.md explains every key; `corelay check` sees more than a schema can.",
-        "oneOf": [generator.section("", false), generator.compact()],
-    });
+    let mut schema = generator.section("", false);
+    // The keywords of mappings say nothing of lists, and those of lists nothing of mappings: both forms
+    // in one tell what is wrong with either, which a choice between the two does not.
+    schema["type"] = json!(["object", "array"]);
+    schema["items"] = generator.compact_item();
+    schema["minItems"] = json!(1);
+    schema["maxItems"] = json!(LISTENERS_MAX);
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("Corelay configuration");
+    schema["description"] = json!(
+        "docs/configuration.md explains every key; `corelay check` sees more than a schema can."
+    );
     format!("{schema:#}\n")
 }
 
@@ -101,19 +108,18 @@ impl Generator {
         schema
     }
 
-    /// The compact form: a list of `{ listen, forward }`.
-    fn compact(&self) -> Value {
+    /// An item of the compact form.
+    fn compact_item(&self) -> Value {
         let [listen, forward] = COMPACT_KEYS;
         let section = |path: &str, may_be_empty| self.section(path, may_be_empty);
         let mut port = any_of(&keys::listen(), "listen", &section);
         port["description"] = "An address, or a port of every IPv4 address.".into();
-        let item = json!({
+        json!({
             "type": "object",
             "properties": { listen: port, forward: self.setting("upstreams.NAME.servers") },
             "required": COMPACT_KEYS,
             "additionalProperties": false,
-        });
-        json!({ "type": "array", "items": item, "minItems": 1 })
+        })
     }
 }
 
