@@ -71,10 +71,10 @@ pub(super) fn eject(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<E
         );
     }
     Some(Some(Eject {
-        failures: failures.map_or(DEFAULT_EJECT.failures, |failures| failures as u32),
+        failures: failures.unwrap_or(DEFAULT_EJECT.failures),
         period,
         max: max.max(period),
-        max_percent: max_percent.map_or(DEFAULT_EJECT.max_percent, |percent| percent as u8),
+        max_percent: max_percent.unwrap_or(DEFAULT_EJECT.max_percent),
     }))
 }
 
@@ -111,21 +111,21 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
     let mut count = |key, range: &RangeInclusive<u64>, default: u32| {
         let at = section.get(key);
         at.and_then(|at| report.number(at, range))
-            .map_or(default, |count| count as u32)
+            .unwrap_or(default)
     };
     let rise = count("rise", &CHECK_COUNT, DEFAULT_CHECK.rise);
     let fall = count("fall", &CHECK_COUNT, DEFAULT_CHECK.fall);
-    let jitter = u32::from(DEFAULT_CHECK.jitter_percent);
-    let jitter_percent = count("jitter_percent", &JITTER_PERCENT, jitter) as u8;
+    let jitter_percent = section
+        .get("jitter_percent")
+        .and_then(|at| report.number(at, &JITTER_PERCENT));
     let port = section
         .get("port")
-        .and_then(|at| report.number(at, &CHECK_PORT))
-        .map(|port| port as u16);
+        .and_then(|at| report.number(at, &CHECK_PORT));
     Some(Some(Check {
         kind: kind?,
         interval,
         fast_interval,
-        jitter_percent,
+        jitter_percent: jitter_percent.unwrap_or(DEFAULT_CHECK.jitter_percent),
         timeout,
         rise,
         fall,

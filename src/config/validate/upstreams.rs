@@ -94,9 +94,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
     let retries = section
         .get("retries")
         .and_then(|at| report.number(at, &RETRIES))
-        .map_or(DEFAULT_UPSTREAM.retries, |retries| {
-            u16::try_from(retries).expect("within RETRIES")
-        });
+        .unwrap_or(DEFAULT_UPSTREAM.retries);
     let queue = section
         .get("queue")
         .and_then(|at| queue(report, at))
@@ -152,10 +150,7 @@ fn queue(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Queue> {
         .get("timeout")
         .and_then(|at| report.duration(at, &TIMEOUT))
         .unwrap_or(DEFAULT_UPSTREAM.queue.timeout);
-    Some(Queue {
-        max: u32::try_from(max?).expect("within QUEUE_MAX"),
-        timeout,
-    })
+    Some(Queue { max: max?, timeout })
 }
 
 pub(super) fn servers(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ServerDraft> {
@@ -206,7 +201,7 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
         .get("weight")
         .and_then(|at| report.number(at, &WEIGHT))
     {
-        draft.weight = u16::try_from(weight).expect("within WEIGHT");
+        draft.weight = weight;
     }
     if let Some(backup) = section.get("backup").and_then(|at| report.boolean(at)) {
         draft.backup = backup;
@@ -214,7 +209,6 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
     draft.max_connections = section
         .get("max_connections")
         .and_then(|at| report.number_or_off(at, &MAX_CONNECTIONS))
-        .flatten()
-        .map(|most| u32::try_from(most).expect("within MAX_CONNECTIONS"));
+        .flatten();
     draft
 }
