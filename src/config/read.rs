@@ -176,6 +176,23 @@ impl<'e> Report<'e> {
         }
     }
 
+    /// The items of a list that must have some, or the one value that stands in place of it.
+    pub(super) fn one_or_list<'n>(
+        &mut self,
+        at: &Cursor<'n>,
+        remedy: &str,
+    ) -> Option<Vec<Cursor<'n>>> {
+        if !matches!(at.node.value, Value::List(_)) {
+            return Some(vec![at.clone()]);
+        }
+        let items = self.list(at)?;
+        if items.is_empty() {
+            self.add(at.place(), "the list is empty", remedy);
+            return None;
+        }
+        Some(items)
+    }
+
     /// The entries of a mapping, the first of equal keys only; the others are noted. `null` is an
     /// empty mapping: a section whose every line is commented out.
     fn entries<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, NodeId, Cursor<'n>)>> {
@@ -300,10 +317,15 @@ impl<'e> Report<'e> {
 
     /// Whether the value is the word `off`.
     pub(super) fn is_off(&self, at: &Cursor<'_>) -> bool {
+        self.is_word(at, OFF)
+    }
+
+    /// Whether the value is this word.
+    pub(super) fn is_word(&self, at: &Cursor<'_>, word: &str) -> bool {
         match &at.node.value {
             // A variable that cannot be expanded is noted where the value is read.
             Value::Scalar(text) => {
-                expand::expand(text, self.env).is_ok_and(|expanded| expanded == OFF)
+                expand::expand(text, self.env).is_ok_and(|expanded| expanded == word)
             }
             Value::Null | Value::List(_) | Value::Map(_) => false,
         }

@@ -247,7 +247,7 @@ fn upstreams() -> Vec<Key> {
 
 fn checks() -> Vec<Key> {
     let range = || Form::pattern("200-399", "[0-9]{3}(-[0-9]{3})?");
-    let statuses = Form::list("list", 0, vec![Number(HTTP_STATUS), range()]);
+    let statuses = Form::list("list", 1, vec![Number(HTTP_STATUS), range()]);
     let bytes = || vec![Form::text("text, hex:…")];
     vec![
         ("type", vec![Form::words(&CHECK_TYPES)]),

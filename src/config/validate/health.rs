@@ -303,11 +303,8 @@ fn http(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {
 
 /// `200`, `200-299`, or a list of those.
 fn statuses(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<RangeInclusive<u16>>> {
-    if matches!(at.node.value, Value::List(_)) {
-        let items = report.list(at)?;
-        return items.iter().map(|item| status(report, item)).collect();
-    }
-    Some(vec![status(report, at)?])
+    let items = report.one_or_list(at, "write 200, 200-299, or remove the key")?;
+    items.iter().map(|item| status(report, item)).collect()
 }
 
 fn status(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<RangeInclusive<u16>> {

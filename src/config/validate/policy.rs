@@ -11,7 +11,6 @@ use crate::config::limits::{
 use crate::config::model::{
     Access, AccessRule, AccessSource, ConnectionRate, Limits, OnRefuse, PerSource, Verdict,
 };
-use crate::config::raw::Value;
 use crate::config::read::{Cursor, Place, Report, Section};
 use crate::units::network::Network;
 use crate::units::{Address, shorten};
@@ -235,23 +234,10 @@ fn rule(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<(Verdict, Sources)> 
             return None;
         }
     };
-    let Value::List(_) = at.node.value else {
-        let text = report.text(at)?;
-        if text == ACCESS_ALL {
-            return Some((verdict, Sources::All));
-        }
-        let source = source(report, at, &text)?;
-        return Some((verdict, Sources::Some(vec![source])));
-    };
-    let items = report.list(at)?;
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "the list is empty",
-            "name a network, or remove the rule",
-        );
-        return None;
+    if report.is_word(at, ACCESS_ALL) {
+        return Some((verdict, Sources::All));
     }
+    let items = report.one_or_list(at, "name a network, or remove the rule")?;
     let read = |item| {
         let text = report.text(item)?;
         source(report, item, &text)

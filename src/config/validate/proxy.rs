@@ -48,18 +48,8 @@ pub(super) fn required(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Optio
 
 /// `all`, one network, or a list of networks.
 fn networks(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<Network>> {
-    let items = match &at.node.value {
-        Value::List(_) => report.list(at)?,
-        _ => vec![at.clone()],
-    };
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "the list is empty: nobody could connect",
-            "name the networks of the proxies in front, like [10.0.0.0/8], or all",
-        );
-        return None;
-    }
+    let remedy = "name the networks of the proxies in front, like [10.0.0.0/8], or all";
+    let items = report.one_or_list(at, remedy)?;
     let mut networks = Vec::new();
     for item in &items {
         let text = report.text(item)?;
