@@ -9,8 +9,9 @@ use crate::config::limits::NAME_MAX_BYTES;
 use crate::config::read::OFF;
 use crate::units::{ByteSize, format_duration};
 
-/// What a host name is made of; no label of digits alone at its end, which would be an IP address.
-const HOST: &str = r"([A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]*[A-Za-z_-][A-Za-z0-9_-]*";
+/// Labels, which begin and end with no `-`, and a last one that is not digits alone: that would be an IP
+/// address. Without look-ahead, which not every validator has.
+const HOST: &str = r"([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*[0-9]*([A-Za-z_]([A-Za-z0-9_-]*[A-Za-z0-9_])?|[0-9]-[A-Za-z0-9_-]*[A-Za-z0-9_])";
 const OCTET: &str = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
 /// Loose: what is wrong with an IPv6 address is for `corelay check` to say.
 const IPV6: &str = "[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*";
