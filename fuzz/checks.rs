@@ -9,19 +9,47 @@
 use std::fmt::Debug;
 
 use corelay::config;
+use corelay::wire::dns::{Answer, Kind, Query};
 use corelay::wire::proxy::{self, Addresses, Command, Header, Mode, Tlvs, V2Options, Version};
 use corelay::wire::{Parsed, client_hello, http_head};
 
 type Check = fn(&[u8]);
 
 /// Every target's name and its check.
-pub(crate) const TARGETS: [(&str, Check); 5] = [
+pub(crate) const TARGETS: [(&str, Check); 6] = [
     ("proxy_v1", proxy_v1),
     ("proxy_v2", proxy_v2),
     ("client_hello", client_hello),
     ("http_head", http_head),
+    ("dns", dns),
     ("config", config),
 ];
+
+/// A name server's answer: only what was asked for comes out, and every name and list is within its bounds.
+pub(crate) fn dns(data: &[u8]) {
+    const ID: u16 = 0x1234;
+    let mut message = data.to_vec();
+    if let Some(id) = message.get_mut(..2) {
+        // A guess of the id is not what is to be found.
+        id.copy_from_slice(&ID.to_be_bytes());
+    }
+    for kind in [Kind::A, Kind::Aaaa, Kind::Srv] {
+        let query = Query::new(ID, "app.example", kind).expect("a name");
+        match (query.read(&mut message.clone()), kind) {
+            (Ok(Answer::Addresses(addresses)), Kind::A) => {
+                assert!(addresses.iter().all(|ip| ip.is_ipv4()));
+            }
+            (Ok(Answer::Addresses(addresses)), Kind::Aaaa) => {
+                assert!(addresses.iter().all(|ip| ip.is_ipv6()));
+            }
+            (Ok(Answer::Services(services)), Kind::Srv) => {
+                assert!(services.iter().all(|it| !it.target.is_empty()));
+            }
+            (Err(_), _) => {}
+            (Ok(other), _) => panic!("{kind:?} was asked for: {other:?}"),
+        }
+    }
+}
 
 /// A version 1 header: one answer however it is cut; what was read can be written and is read as the same.
 pub(crate) fn proxy_v1(data: &[u8]) {

@@ -14,7 +14,7 @@ executions=${1:-20000}
 shift || true
 # One input, its mutations included, may take this long, and be this large.
 readonly input_timeout_s=10 input_max_bytes=4096
-readonly all_targets=(proxy_v1 proxy_v2 client_hello http_head config)
+readonly all_targets=(proxy_v1 proxy_v2 client_hello http_head dns config)
 targets=("$@")
 [ $# -gt 0 ] || targets=("${all_targets[@]}")
 

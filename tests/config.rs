@@ -343,17 +343,21 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 23] = [
+const ALTERNATIVES: [&str; 28] = [
+    "upstreams.NAME.retry_budget.percent",
+    "upstreams.NAME.retry_budget.min_per_second",
     "upstreams.NAME.check.server_name",
     "upstreams.NAME.check.send",
     "upstreams.NAME.check.expect",
     "upstreams.NAME.check.contains",
     "upstreams.NAME.check.port",
     "upstreams.NAME.fallback",
+    "upstreams.NAME.hash",
     "listeners.NAME.proxy_protocol.trusted",
     "listeners.NAME.proxy_protocol.versions",
     "listeners.NAME.proxy_protocol.timeout",
     "listeners.NAME.route.by",
+    "listeners.NAME.route.alpn",
     "listeners.NAME.route.names",
     "listeners.NAME.route.no_name",
     "listeners.NAME.route.other_protocol",
@@ -361,6 +365,7 @@ const ALTERNATIVES: [&str; 23] = [
     "upstreams.NAME.proxy_protocol.version",
     "upstreams.NAME.proxy_protocol.crc32c",
     "upstreams.NAME.proxy_protocol.pass_tlvs",
+    "upstreams.NAME.proxy_protocol.unique_id",
     "upstreams.NAME.source.address",
     "upstreams.NAME.source.interface",
     "upstreams.NAME.source.mark",
@@ -411,11 +416,11 @@ fn the_index_has_a_row_for_every_key_and_for_nothing_else() {
 #[test]
 fn the_list_of_keys_is_the_list_of_what_is_rendered() {
     let config = load(
-        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, names: {}, no_name: b, other_protocol: b } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
+        "listeners: { a: { bind: 127.0.0.1:1, upstream: b, access: [{ deny: 10.0.0.1 }, { allow: all }], proxy_protocol: { trusted: all }, route: { by: sni, alpn: { h2: b }, names: {}, no_name: b, other_protocol: b } }, c: { bind: 127.0.0.1:3, upstreams: { b: 1, f: 1 } } }\n\
          upstreams:\n\
-         \x20 b: { servers: [c:1], fallback: d, check: { type: http, port: 1 }, proxy_protocol: v2 }\n\
+         \x20 b: { servers: [c:1], fallback: d, retry_budget: {}, check: { type: http, port: 1 }, proxy_protocol: v2 }\n\
          \x20 d: { servers: [e:1], check: { type: tls, server_name: e }, source: { address: 10.0.0.1, interface: eth0, mark: 1, dscp: ef, congestion: bbr } }\n\
-         \x20 f: { servers: [g:1], fallback: h, check: { type: exchange, send: a, expect: b } }\n\
+         \x20 f: { servers: [g:1], balance: maglev, fallback: h, check: { type: exchange, send: a, expect: b } }\n\
          \x20 h: { servers: [i:1], check: { type: exchange, contains: b } }\n\
          admin: { bind: 127.0.0.1:2 }",
     );

@@ -103,6 +103,11 @@ pub(super) fn check_server(address: &ServerAddress) -> Result<(), Unusable> {
     }
 }
 
+/// Whether a server can have this address, where no configuration says so but the answer of a name server.
+pub fn can_be_server(address: SocketAddr) -> bool {
+    check_server(&ServerAddress::Known(Address::Tcp(address))).is_ok()
+}
+
 /// Whether connections can come from an address; `None`: they can.
 pub(super) fn unusable_source(ip: IpAddr) -> Option<Unusable> {
     if is_v4_mapped(ip) {

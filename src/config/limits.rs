@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::model::{
-    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, Keepalive,
-    Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource, Queue, Relay,
-    Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
+    Accept, AccessLog, Balance, Buffers, Check, CheckKind, Dns, Eject, Family, Handoff, HashBy,
+    Keepalive, Limits, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
+    Queue, Relay, RetryBudget, Steer, TcpOptions, Timeouts, UpstreamPolicy, Verdict,
 };
 
 /// Longest configuration text, in bytes: ten times what the most servers that are allowed need.
@@ -211,7 +211,9 @@ pub const DEFAULT_EJECT: Eject = Eject {
 /// long a client may wait; a few seconds outlast a burst and not a client's patience.
 pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     balance: Balance::RoundRobin,
+    hash: HashBy::Source,
     retries: 3,
+    retry_budget: None,
     queue: Queue {
         max: 0,
         timeout: Duration::from_secs(5),
@@ -223,8 +225,21 @@ pub const DEFAULT_UPSTREAM: UpstreamPolicy = UpstreamPolicy {
     fallback: None,
     proxy_protocol: None,
 };
+/// What Linkerd grants: load grows by a fifth at most, and an upstream with few sessions has its retries.
+pub const DEFAULT_RETRY_BUDGET: RetryBudget = RetryBudget {
+    percent: 20,
+    min_per_second: 10,
+};
+/// More than all is no budget.
+pub const RETRY_PERCENT: RangeInclusive<u64> = 0..=100;
+/// Retries per second: more than a host can begin.
+pub const RETRIES_PER_SECOND: RangeInclusive<u64> = 0..=1_000_000;
 /// Most names that one listener routes by.
 pub const ROUTE_NAMES_MAX: usize = 10_000;
+/// Most protocols that one listener routes by: several times as many as are registered.
+pub const ROUTE_PROTOCOLS_MAX: usize = 256;
+/// Longest name of a protocol, in bytes (RFC 7301 section 3.1).
+pub const PROTOCOL_MAX_BYTES: usize = 255;
 /// As HAProxy's documentation advises: longer than one lost segment takes to come again.
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// See [`DEFAULT_ROUTE_TIMEOUT`].

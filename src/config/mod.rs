@@ -28,6 +28,7 @@ mod validate;
 
 use std::path::Path;
 
+pub use address::can_be_server;
 pub use model::Config;
 pub use problem::{LoadError, Position, Problem};
 pub use render::render;

@@ -21,8 +21,8 @@ pub use listener::{
 };
 pub use source::{AddressRange, Source};
 pub use upstream::{
-    Balance, Eject, OnDown, OnNoServer, ProxySent, Queue, Server, ServerAddress, Upstream,
-    UpstreamPolicy,
+    Balance, Eject, HashBy, OnDown, OnNoServer, ProxySent, Queue, RetryBudget, Server,
+    ServerAddress, Upstream, UpstreamPolicy,
 };
 
 /// A whole configuration, ready to run.

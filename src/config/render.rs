@@ -16,12 +16,12 @@ use serde_yaml::{Mapping, Value};
 
 use super::expand::escape;
 use super::model::{
-    Accept, Config, Keepalive, Listener, Log, Queue, Route, Server, ServerAddress, Target,
-    Upstream, UpstreamPolicy, Workers,
+    Accept, Config, Keepalive, Listener, Log, Queue, RetryBudget, Route, Server, ServerAddress,
+    Target, Upstream, UpstreamPolicy, Workers,
 };
 use super::validate::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS,
-    ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, BALANCES, HANDOFFS, HASHES, LOG_FORMATS, LOG_LEVELS, MOVERS,
+    ON_DOWNS, ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SPLITS_BY, STEERS, VERSIONS,
 };
 use crate::units::{ByteSize, UpstreamId, format_duration};
 
@@ -192,6 +192,7 @@ fn render_listener(listener: &Listener, upstreams: &[Upstream]) -> Value {
 fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
     let Some(Route {
         by,
+        alpn,
         names,
         no_name,
         other_protocol,
@@ -201,8 +202,15 @@ fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
         return text("off");
     };
     let name_of = |id: &UpstreamId| text(&upstreams[usize::from(id.0)].name);
+    let mut entries = vec![("by", word(&ROUTE_BYS, by))];
+    if !alpn.is_empty() {
+        let protocols = alpn.iter().map(|(it, to)| (bytes_text(it), name_of(to)));
+        let protocols: Vec<(String, Value)> = protocols.collect();
+        let protocols = protocols.iter().map(|(it, to)| (it.as_str(), to.clone()));
+        entries.push(("alpn", mapping(protocols)));
+    }
     let names = names.iter().map(|(name, to)| (name.as_str(), name_of(to)));
-    let mut entries = vec![("by", word(&ROUTE_BYS, by)), ("names", mapping(names))];
+    entries.push(("names", mapping(names)));
     entries.extend(no_name.iter().map(|to| ("no_name", name_of(to))));
     entries.extend(
         other_protocol
@@ -211,6 +219,17 @@ fn render_route(route: Option<&Route>, upstreams: &[Upstream]) -> Value {
     );
     entries.push(("timeout", duration(*timeout)));
     mapping(entries)
+}
+
+/// As text where it is plain text, else in hexadecimal digits.
+fn bytes_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(plain) if !plain.starts_with("hex:") => plain.to_owned(),
+        _ => {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+            format!("hex:{}", digits.collect::<String>())
+        }
+    }
 }
 
 fn render_accept(accept: &Accept) -> Value {
@@ -237,7 +256,9 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         policy:
             UpstreamPolicy {
                 balance,
+                hash,
                 retries,
+                retry_budget,
                 queue,
                 eject,
                 slow_start,
@@ -250,9 +271,13 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
         source,
         servers,
     } = upstream;
-    let mut entries = vec![
-        ("balance", word(&BALANCES, balance)),
+    let mut entries = vec![("balance", word(&BALANCES, balance))];
+    if balance.hashes() {
+        entries.push(("hash", word(&HASHES, hash)));
+    }
+    entries.extend([
         ("retries", (*retries).into()),
+        ("retry_budget", render_retry_budget(retry_budget.as_ref())),
         ("queue", render_queue(queue)),
         ("check", health::check(check.as_ref())),
         ("eject", health::eject(eject.as_ref())),
@@ -265,12 +290,26 @@ fn render_upstream(upstream: &Upstream, upstreams: &[Upstream]) -> Value {
             "servers",
             Value::Sequence(servers.iter().map(render_server).collect()),
         ),
-    ];
+    ]);
     if let Some(fallback) = fallback {
         let name = &upstreams[usize::from(fallback.0)].name;
         entries.insert(entries.len() - 1, ("fallback", text(name)));
     }
     mapping(entries)
+}
+
+fn render_retry_budget(budget: Option<&RetryBudget>) -> Value {
+    let Some(budget) = budget else {
+        return text("off");
+    };
+    let RetryBudget {
+        percent,
+        min_per_second,
+    } = budget;
+    mapping([
+        ("percent", (*percent).into()),
+        ("min_per_second", (*min_per_second).into()),
+    ])
 }
 
 fn render_queue(queue: &Queue) -> Value {

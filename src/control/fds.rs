@@ -2,6 +2,7 @@
 
 use super::RunError;
 use super::health::{self, Checker};
+use super::resolve;
 use crate::config::Config;
 use crate::config::model::Mover;
 use crate::sys::process;
@@ -45,7 +46,7 @@ impl FdPlan {
         } else {
             0
         };
-        let kept = RESERVED + checks + PER_PIPE * pipes_per_core * cores;
+        let kept = RESERVED + resolve::fds(config) + checks + PER_PIPE * pipes_per_core * cores;
         let listening = cores * (PER_CORE + config.listeners.len() as u64);
         let needed = in_use + PROCESS + listening + kept + PER_SESSION;
         if limit < needed {

@@ -122,14 +122,16 @@ pub struct Running {
 pub fn start(config: &Config) -> Result<Running, RunError> {
     let cpus = choose_cpus(&config.workers)?;
     let fds = FdPlan::new(config, cpus.len())?;
-    let (notices_in, notices) = mpsc::channel();
-    supervisor::forward_signals(notices_in.clone())
-        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
     let gates = gates::gates(config)?;
     let resolved = resolve::resolve(config)?;
     source::check(config, &resolved)?;
+    // Before anything is bound, and not before the names are known: a signal ends a start that waits for name
+    // servers at once.
+    let (notices_in, notices) = mpsc::channel();
+    supervisor::forward_signals(notices_in.clone())
+        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -140,16 +142,16 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     listen::warn_of_accept_options(config, &cpus);
     let admin = bind_admin(config)?;
     let (news, heard) = mpsc::channel();
-    let making = upstreams::Making {
-        cores: cpus.len(),
-        news,
-    };
+    let making = upstreams::Making::new(cpus.len(), news.clone());
     let (pools, roster) = upstreams::first(config, &resolved, &making);
     let board = upstreams::Board::new(&pools, resolve::lookups(config));
     let names = names(config);
     let servers = board.lock().servers.clone();
-    let (access_log, producers) = start_access_log(config, &names, servers, cpus.len())?;
+    let start_nonce = log::id::start_nonce();
+    let called = access_log_names(&names, servers);
+    let (access_log, producers) = start_access_log(config, called, start_nonce, cpus.len())?;
     let service = Arc::new(Service {
+        start_nonce,
         listeners: listeners(config, gates, cpus.len()),
         ..service(config, options, fds.pipes_per_core, cpus.len())
     });
@@ -185,6 +187,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         pools,
         roster,
         making,
+        news,
         cores: Arc::clone(&cores),
         heard,
         board,
@@ -334,10 +337,18 @@ fn names(config: &Config) -> Names {
     }
 }
 
+fn access_log_names(names: &Names, servers: Vec<Option<ServerName>>) -> log::Names {
+    log::Names {
+        listeners: names.listeners.iter().map(|l| l.name.clone()).collect(),
+        upstreams: names.upstreams.clone(),
+        servers: servers.into_iter().flatten().map(|it| it.address).collect(),
+    }
+}
+
 fn start_access_log(
     config: &Config,
-    names: &Names,
-    servers: Vec<Option<ServerName>>,
+    names: log::Names,
+    nonce: u32,
     cores: usize,
 ) -> Result<(LogWriter, Vec<log::Producer>), RunError> {
     let options = log::Options {
@@ -353,11 +364,8 @@ fn start_access_log(
             .access_file
             .clone()
             .map_or(Target::Stdout, Target::File),
-        names: log::Names {
-            listeners: names.listeners.iter().map(|l| l.name.clone()).collect(),
-            upstreams: names.upstreams.clone(),
-            servers: servers.into_iter().flatten().map(|it| it.address).collect(),
-        },
+        names,
+        nonce,
     };
     let (writer, producers) = LogWriter::start(options)?;
     Ok((writer, producers))
@@ -382,6 +390,7 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
     let large = config.buffers.size_bytes / 2;
     Service {
         listeners: Vec::new(),
+        start_nonce: 0,
         upstreams: config
             .upstreams
             .iter()

@@ -31,7 +31,11 @@ pub(super) fn routes(listener: &Listener) -> Option<Routes> {
     for (name, upstream) in &route.names {
         names.insert(name, *upstream);
     }
+    let protocols = route.alpn.iter();
     Some(Routes {
+        protocols: protocols
+            .map(|(protocol, upstream)| (protocol.clone(), *upstream))
+            .collect(),
         by: match route.by {
             RouteBy::Sni => By::Sni,
             RouteBy::Host => By::Host,

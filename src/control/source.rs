@@ -57,6 +57,19 @@ pub(super) fn check(config: &Config, resolved: &[Answers]) -> Result<(), SourceE
     Ok(())
 }
 
+/// Why a server of this family cannot be reached from an upstream's source: problem and remedy.
+pub(super) fn misfit(
+    config: &Config,
+    upstream: UpstreamId,
+    is_ipv4: bool,
+) -> Option<(String, String)> {
+    let clients = client_families(config, upstream);
+    let upstream = &config.upstreams[usize::from(upstream.0)];
+    let source = upstream.source.as_ref()?;
+    let error = check_family(upstream, source, &clients, is_ipv4).err()?;
+    Some((error.problem, error.remedy))
+}
+
 /// Tries the sources without looking a name up; nothing is changed, and nothing stays open.
 pub fn problems(config: &Config) -> Vec<SourceError> {
     let upstreams = config.upstreams.iter();

@@ -34,6 +34,7 @@ pub(super) fn upstreams_of(listener: &model::Listener) -> Vec<UpstreamId> {
         model::Target::Split { parts, .. } => parts.iter().map(|(upstream, _)| *upstream).collect(),
     };
     if let Some(route) = &listener.route {
+        upstreams.extend(route.alpn.iter().map(|(_, upstream)| *upstream));
         upstreams.extend(route.names.iter().map(|(_, upstream)| *upstream));
         upstreams.extend(route.no_name.iter().chain(&route.other_protocol));
     }

@@ -39,10 +39,19 @@ pub(super) enum News {
 }
 
 /// What every new server is made with.
-#[derive(Clone)]
 pub(super) struct Making {
-    pub(super) cores: usize,
-    pub(super) news: mpsc::Sender<News>,
+    cores: usize,
+    tell: Tell,
+}
+
+impl Making {
+    pub(super) fn new(cores: usize, news: mpsc::Sender<News>) -> Self {
+        let tell: Tell = Arc::new(move |server, observation| {
+            // The receiver lives as long as the process.
+            let _ = news.send(News::Observed(server, observation));
+        });
+        Self { cores, tell }
+    }
 }
 
 /// The pools to begin with, by upstream, and the ids that their servers have.
@@ -51,13 +60,13 @@ pub(super) fn first(
     resolved: &[Answers],
     making: &Making,
 ) -> (Vec<Arc<Pool>>, Roster) {
-    let mut roster = Roster::default();
+    let mut roster = Roster::new();
     let mut pools = Vec::with_capacity(resolved.len());
     for (index, (upstream, answers)) in config.upstreams.iter().zip(resolved).enumerate() {
         let id = UpstreamId(index as u16);
         let mut servers = Vec::new();
         for member in answers.members() {
-            let server = enrolled(&mut roster, making, id, upstream, &member)
+            let server = server_of(&mut roster, making, id, upstream, &member)
                 .expect("counted when they were resolved");
             servers.push((candidate(server.id, &member), server));
         }
@@ -67,27 +76,18 @@ pub(super) fn first(
 }
 
 /// The server that a member is; `None`: there are no ids left.
-fn enrolled(
+fn server_of(
     roster: &mut Roster,
     making: &Making,
     id: UpstreamId,
     upstream: &Upstream,
     member: &Member,
 ) -> Option<Arc<SharedServer>> {
-    roster.enroll(id, &member.address, |server| {
-        let news = making.news.clone();
-        let tell: Tell = Arc::new(move |server, observation| {
-            // The receiver lives as long as the process.
-            let _ = news.send(News::Observed(server, observation));
-        });
-        SharedServer::new(
-            server,
-            id,
-            member.address.clone(),
-            upstream.servers[member.entry].max_connections,
-            upstream.policy.eject.map(|_| tell),
-            making.cores,
-        )
+    let max_connections = upstream.servers[member.entry].max_connections;
+    roster.enroll(id, &member.address, max_connections, |server| {
+        let tell = upstream.policy.eject.map(|_| Arc::clone(&making.tell));
+        let address = member.address.clone();
+        SharedServer::new(server, id, address, max_connections, tell, making.cores)
     })
 }
 

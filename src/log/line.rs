@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Names, Record};
+use super::{Names, Record, SessionId};
 use crate::units::ServerId;
 
 const SECONDS_PER_DAY: u64 = 86_400;
@@ -56,13 +56,12 @@ impl Renderer {
         let core = record.core.0;
         put(out, format_args!("{{\"time\":\""));
         self.render_time(record.ended_at, out);
-        put(
-            out,
-            format_args!(
-                "\",\"id\":\"{:08x}-{core}-{}\"",
-                self.nonce, record.sequence
-            ),
-        );
+        let id = SessionId {
+            nonce: self.nonce,
+            core: record.core,
+            sequence: record.sequence,
+        };
+        put(out, format_args!("\",\"id\":\"{id}\""));
         let listener = name(&self.listeners, record.listener.0);
         let upstream = record
             .upstream

@@ -15,20 +15,20 @@
 //! This is not the process log, which goes through `tracing` to stderr. The only thing shared with
 //! it are [`sink`], for the same promise never to block, and [`RateLimit`].
 
+pub mod id;
 pub mod line;
 pub mod rate_limit;
 pub mod record;
 pub mod sink;
 mod writer;
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use id::SessionId;
 pub use rate_limit::RateLimit;
 pub use record::Record;
 pub use sink::Target;
@@ -79,6 +79,8 @@ pub struct Options {
     pub target: Target,
     /// What ids are called.
     pub names: Names,
+    /// The first part of every line's `id`: [`id::start_nonce`].
+    pub nonce: u32,
 }
 
 /// Why the access log could not be started.
@@ -206,7 +208,7 @@ impl LogWriter {
         let (ends, queues): (Vec<_>, Vec<_>) = (0..options.cores)
             .map(|_| rtrb::RingBuffer::new(options.queue_records))
             .unzip();
-        let renderer = line::Renderer::new(&options.names, start_nonce());
+        let renderer = line::Renderer::new(&options.names, options.nonce);
         let writer = Writer::new(queues, renderer, sink, options.target, shared.clone());
         // The answer fits, so that the thread never waits for someone to take it.
         let (report, reported) = sync_channel(1);
@@ -271,13 +273,6 @@ impl LogWriter {
             lines_abandoned,
         }
     }
-}
-
-/// Tells this process's sessions from those of the one before it in the same file.
-fn start_nonce() -> u32 {
-    // The standard library's hash keys are the one source of randomness at hand without a crate.
-    let random = RandomState::new().build_hasher().finish();
-    (random >> 32) as u32
 }
 
 #[cfg(test)]

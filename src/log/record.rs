@@ -11,7 +11,7 @@ use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 /// Everything that an access-log line says about one session.
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
-    /// Unique within this process: printed as `<start nonce>-<core>-<sequence>`.
+    /// Unique on its core: see [`super::SessionId`].
     pub sequence: u64,
     /// The core that served it.
     pub core: CoreId,

@@ -45,6 +45,7 @@ fn start(path: PathBuf, cores: usize, filter: Filter) -> (LogWriter, Vec<Produce
             upstreams: vec!["app".into()],
             servers: vec![],
         },
+        nonce: 0,
     })
     .unwrap()
 }
@@ -296,6 +297,7 @@ fn a_file_that_cannot_be_opened_is_an_error_that_says_what_to_do() {
         filter: Filter::All,
         target: Target::File(directory.path().join("missing/access.log")),
         names: Names::default(),
+        nonce: 0,
     })
     .err()
     .unwrap()

@@ -13,6 +13,7 @@
 //! Bytes that were rendered are never thrown away while the thread runs, so that a line is written
 //! whole or not at all: what a full disk loses, it loses at the queues.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -53,7 +54,7 @@ pub(super) struct Shared {
     thread: OnceLock<Thread>,
     reopen: AtomicBool,
     /// Names that the renderer does not know yet, and whether there are any.
-    names: Mutex<Vec<(ServerId, String)>>,
+    names: Mutex<HashMap<ServerId, String>>,
     has_names: AtomicBool,
     /// Set when the thread is to end, with the time by which it must.
     close: Mutex<Option<Instant>>,
@@ -88,13 +89,13 @@ impl Shared {
     /// In force for every record that is pushed after it.
     pub(super) fn name_server(&self, id: ServerId, address: &str) {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.push((id, address.to_owned()));
+        names.insert(id, address.to_owned());
         // Before the lock is free: the writer takes all that the flag speaks of.
         self.has_names.store(true, Ordering::Release);
     }
 
     /// The names that came since the last call.
-    fn take_names(&self) -> Vec<(ServerId, String)> {
+    fn take_names(&self) -> HashMap<ServerId, String> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         self.has_names.store(false, Ordering::Relaxed);
         std::mem::take(&mut *names)

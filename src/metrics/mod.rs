@@ -155,6 +155,8 @@ pub struct CoreMetrics {
     pub servers: Vec<ServerMetrics>,
     /// Sessions that ended.
     pub closed: HashMap<ClosedKey, u64>,
+    /// Those of servers that are forgotten.
+    pub closed_before: HashMap<CloseReason, u64>,
     /// The slab.
     pub buffers: BufferMetrics,
     /// The two movers.
@@ -214,6 +216,8 @@ pub struct ListenerMetrics {
 pub struct ServerStanding {
     /// Whether it gets new sessions.
     pub is_up: bool,
+    /// It is none of its upstream's any more; what it still has are sessions.
+    pub is_removed: bool,
     /// The word for how it stands.
     pub status: &'static str,
     /// Why.
@@ -239,6 +243,7 @@ impl Default for ServerStanding {
     fn default() -> Self {
         Self {
             is_up: true,
+            is_removed: false,
             status: "up",
             reason: "started".to_owned(),
             since_us: 0,
@@ -298,6 +303,8 @@ pub struct UpstreamMetrics {
     pub first_byte: LatencyHistogram,
     /// Further servers tried after one had failed.
     pub retries_total: u64,
+    /// Those not tried for want of budget.
+    pub retries_denied_total: u64,
     /// Sessions that had to wait for a place on a server.
     pub queued_total: u64,
     /// Those that wait now.
@@ -418,6 +425,7 @@ impl CoreMetrics {
             upstreams: vec![UpstreamMetrics::default(); upstreams],
             servers: vec![ServerMetrics::default(); servers],
             closed: HashMap::new(),
+            closed_before: HashMap::new(),
             buffers: BufferMetrics::default(),
             movers: MoversMetrics::default(),
             ring: RingMetrics::default(),
@@ -444,19 +452,17 @@ impl CoreMetrics {
         }
     }
 
-    /// No server has this id any more. Its ended sessions stay counted, as those of no server.
-    pub fn forget_server(&mut self, id: ServerId) {
-        if let Some(server) = self.servers.get_mut(usize::from(id.0)) {
-            *server = ServerMetrics::default();
+    /// No server has these ids any more. Their sessions are left to the sums over all servers: a series of another
+    /// server, or of none, that grew by them would show ends that were long ago.
+    pub fn forget_servers(&mut self, ids: &[ServerId]) {
+        for id in ids {
+            if let Some(server) = self.servers.get_mut(usize::from(id.0)) {
+                *server = ServerMetrics::default();
+            }
         }
-        let of_it = |key: &ClosedKey, _: &mut u64| key.server == Some(id);
-        let closed: Vec<_> = self.closed.extract_if(of_it).collect();
-        for (key, count) in closed {
-            let of_none = ClosedKey {
-                server: None,
-                ..key
-            };
-            *self.closed.entry(of_none).or_default() += count;
+        let of_them = |key: &ClosedKey, _: &mut u64| key.server.is_some_and(|it| ids.contains(&it));
+        for (key, count) in self.closed.extract_if(of_them) {
+            *self.closed_before.entry(key.reason).or_default() += count;
         }
     }
 

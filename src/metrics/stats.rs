@@ -164,6 +164,7 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
             "connect": latency(&connect),
             "first_byte": latency(&merged(scrape, |core| &core.upstreams[index].first_byte)),
             "retries": total(|u| u.retries_total),
+            "retries_denied": total(|u| u.retries_denied_total),
             "queued": total(|u| u.queued),
             "queued_total": total(|u| u.queued_total),
             "servers": servers,
@@ -206,6 +207,9 @@ fn close_reasons(scrape: &Scrape<'_>) -> Vec<Value> {
     for core in scrape.cores {
         for (key, count) in &core.closed {
             *counts.entry(key.reason).or_default() += count;
+        }
+        for (reason, count) in &core.closed_before {
+            *counts.entry(*reason).or_default() += count;
         }
     }
     let mut sorted: Vec<(CloseReason, u64)> = counts.into_iter().collect();
@@ -304,7 +308,7 @@ fn core_object(core: &CoreMetrics, stale: bool) -> Value {
         "stale": stale,
         "accepted": listeners(|l| l.accepted_total),
         "active": listeners(|l| l.active),
-        "closed": core.closed.values().sum::<u64>(),
+        "closed": core.closed.values().chain(core.closed_before.values()).sum::<u64>(),
         "received_bytes": listeners(|l| l.received_bytes_total),
         "sent_bytes": listeners(|l| l.sent_bytes_total),
         "buffers": {

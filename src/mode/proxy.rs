@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::peek::{self, Limits, Peeked};
 use crate::core::Signal;
+use crate::log::SessionId;
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::policy::access::{Access, Action};
 use crate::sys::socket;
@@ -93,6 +94,8 @@ pub struct Told {
     pub crc32c: bool,
     /// Version 2: with what the header that came in said of the name, the protocol and the id.
     pub pass_tlvs: bool,
+    /// Version 2: with the session's id in the access log, unless an id came in and is passed on.
+    pub unique_id: bool,
 }
 
 /// What is known of a client.
@@ -104,6 +107,8 @@ pub struct Introduced<'a> {
     pub received: Option<&'a Header>,
     /// The name that it asked for.
     pub name: Option<&'a ServerName>,
+    /// What its session is called.
+    pub id: SessionId,
 }
 
 impl Told {
@@ -115,6 +120,7 @@ impl Told {
             client,
             received,
             name,
+            id,
         } = introduced;
         let command = received.map_or(Command::Proxy, |header| header.command);
         let addresses = match received {
@@ -130,22 +136,80 @@ impl Told {
         if self.version == proxy::Version::V1 {
             return proxy::encode_v1(&addresses);
         }
-        let none = Tlvs::default();
+        let own = Tlvs {
+            unique_id: self.unique_id.then(|| id.to_string().into_bytes()),
+            ..Tlvs::default()
+        };
         let options = |tlvs| V2Options {
             command,
             addresses: &addresses,
             tlvs,
             crc32c: self.crc32c,
         };
-        let mut passed = none.clone();
+        let mut passed = own.clone();
         if self.pass_tlvs {
-            passed = received.map_or(passed, |it| it.tlvs.clone());
+            passed = received.map_or(Tlvs::default(), |it| it.tlvs.clone());
+            passed.unique_id = passed.unique_id.or_else(|| own.unique_id.clone());
             let name = || name.map(|name| name.as_str().to_owned());
             passed.authority = passed.authority.or_else(name);
         }
-        // TLVs that fitted a header once may not fit beside a checksum: then they stay out.
+        // TLVs that fitted a header once may not fit beside a checksum or an id: then they stay out.
         proxy::encode_v2(options(&passed))
-            .or_else(|_| proxy::encode_v2(options(&none)))
+            .or_else(|_| proxy::encode_v2(options(&own)))
             .unwrap_or_else(|_| proxy::encode_v1(&Addresses::Unknown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::CoreId;
+    use crate::wire::Parsed;
+
+    #[test]
+    fn what_came_in_makes_room_for_the_id_if_both_are_too_long() {
+        let longest_fitting = HEADER_MAX_BYTES - 28 - 3;
+        for (length, is_kept) in [
+            (longest_fitting, false),
+            (longest_fitting - 3 - "000000ab-1-2".len(), true),
+        ] {
+            let received = Header {
+                version: proxy::Version::V2,
+                command: Command::Proxy,
+                addresses: Addresses::Inet {
+                    source: "192.0.2.1:1".parse().expect("an address"),
+                    destination: "192.0.2.2:2".parse().expect("an address"),
+                },
+                tlvs: Tlvs {
+                    alpn: Some(vec![b'x'; length]),
+                    ..Tlvs::default()
+                },
+            };
+            let told = Told {
+                version: proxy::Version::V2,
+                crc32c: false,
+                pass_tlvs: true,
+                unique_id: true,
+            };
+            let introduced = Introduced {
+                client: None,
+                received: Some(&received),
+                name: None,
+                id: SessionId {
+                    nonce: 0xab,
+                    core: CoreId(1),
+                    sequence: 2,
+                },
+            };
+            let (socket, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            let header = told.header(introduced, socket.as_fd());
+            let Parsed::Done { value, used } = proxy::parse(Mode::V2, &header) else {
+                panic!("a header of {} bytes cannot be read", header.len());
+            };
+            assert_eq!(used, header.len());
+            let id = b"000000ab-1-2".to_vec();
+            assert_eq!(value.tlvs.unique_id, Some(id), "{length}");
+            assert_eq!(value.tlvs.alpn, received.tlvs.alpn.filter(|_| is_kept));
+        }
     }
 }

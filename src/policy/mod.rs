@@ -6,6 +6,7 @@
 //! - [`sources`]: connections and new connections per source network, in a bounded table.
 //! - [`names`]: exact names and wildcards.
 //! - [`limit`]: how many of something there may be at once.
+//! - [`retry_budget`]: how many sessions may try a further server.
 //!
 //! Time is `now_us`, monotonic microseconds from any start; cores may disagree by a little. What is
 //! decided here has no effect by itself: the caller refuses, waits or counts.
@@ -15,4 +16,5 @@ pub mod bucket;
 pub mod limit;
 pub mod list;
 pub mod names;
+pub mod retry_budget;
 pub mod sources;

@@ -7,13 +7,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use simple_dns::rdata::{OPT, RData};
-use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, TYPE};
 
 use super::name::NAME_MAX_BYTES;
 
 /// Largest answer that is asked for over UDP, in bytes: what passes every common path in one piece
 /// (DNS flag day 2020). A larger one comes truncated, and is asked for over TCP.
 pub const UDP_ANSWER_MAX_BYTES: usize = 1_232;
+/// Bytes before the question (RFC 1035 section 4.1.1).
+const HEADER_BYTES: usize = 12;
 /// Aliases that are followed; as long a chain is a mistake, or a circle.
 const ALIASES_MAX: usize = 16;
 
@@ -58,8 +60,6 @@ pub enum Answer {
     Addresses(Vec<IpAddr>),
     /// Places; none is an answer too.
     Services(Vec<Service>),
-    /// It did not fit: ask over TCP.
-    Truncated,
 }
 
 /// Why an answer is none.
@@ -74,12 +74,18 @@ pub enum DnsError {
     /// It answers another question: a late one, or a forged one.
     #[error("the answer belongs to another question")]
     NotOurs,
+    /// It did not fit: ask over TCP.
+    #[error("the answer is truncated")]
+    Truncated,
+    /// FORMERR: perhaps it does not know EDNS (RFC 6891 section 7).
+    #[error("the name server does not understand the question (FORMERR)")]
+    NotUnderstood,
     /// NXDOMAIN.
     #[error("there is no such name (NXDOMAIN)")]
     NoSuchName,
     /// SERVFAIL, REFUSED and their like, by number (RFC 1035 section 4.1.1).
     #[error("the name server failed (RCODE {0})")]
-    ServerFailed(u16),
+    ServerFailed(u8),
     /// An alias of an alias, and so on.
     #[error("more than {ALIASES_MAX} aliases in a row")]
     TooManyAliases,
@@ -115,8 +121,8 @@ impl Query {
         })
     }
 
-    /// The message to send.
-    pub fn bytes(&self) -> Vec<u8> {
+    /// The message to send. EDNS (RFC 6891) says that we take more than 512 bytes over UDP.
+    pub fn bytes(&self, with_edns: bool) -> Vec<u8> {
         let mut packet = Packet::new_query(self.id);
         packet.set_flags(PacketFlag::RECURSION_DESIRED);
         let name = Name::new(&self.name).expect("tried by new");
@@ -126,48 +132,57 @@ impl Query {
             QCLASS::CLASS(CLASS::IN),
             false,
         ));
-        // EDNS (RFC 6891): we take more than 512 bytes.
-        *packet.opt_mut() = Some(OPT {
-            opt_codes: Vec::new(),
-            udp_packet_size: UDP_ANSWER_MAX_BYTES as u16,
-            version: 0,
-        });
+        if with_edns {
+            *packet.opt_mut() = Some(OPT {
+                opt_codes: Vec::new(),
+                udp_packet_size: UDP_ANSWER_MAX_BYTES as u16,
+                version: 0,
+            });
+        }
         packet
             .build_bytes_vec()
             .expect("one question fits in any message")
     }
 
-    /// Reads an answer.
+    /// Reads an answer, and spoils the bytes.
     ///
     /// # Errors
     /// See [`DnsError`]. After [`DnsError::NotOurs`] the answer may still come.
-    pub fn read(&self, bytes: &[u8]) -> Result<Answer, DnsError> {
-        // The id stands first: what another question's answer holds is of no interest.
-        if bytes.get(..2) != Some(&self.id.to_be_bytes()) {
+    pub fn read(&self, bytes: &mut [u8]) -> Result<Answer, DnsError> {
+        const RESPONSE: u8 = 0x80;
+        const TRUNCATED: u8 = 0x02;
+        const RCODE: u8 = 0x0F;
+        let Some((head, _)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(DnsError::NotOurs);
+        };
+        // What another question's answer holds is of no interest, nor what was cut anywhere.
+        if head[..2] != self.id.to_be_bytes() || head[2] & RESPONSE == 0 {
             return Err(DnsError::NotOurs);
         }
-        let packet = Packet::parse(bytes).map_err(|_| DnsError::Malformed)?;
-        if !packet.has_flags(PacketFlag::RESPONSE) || !self.is_asked_in(&packet) {
+        if head[2] & TRUNCATED != 0 {
+            return Err(DnsError::Truncated);
+        }
+        let rcode = head[3] & RCODE;
+        let packet = parse(bytes)?;
+        if !self.is_asked_in(&packet, rcode) {
             return Err(DnsError::NotOurs);
         }
-        if packet.has_flags(PacketFlag::TRUNCATION) {
-            return Ok(Answer::Truncated);
-        }
-        match packet.rcode() {
-            RCODE::NoError => self.collect(&packet),
-            RCODE::NameError => Err(DnsError::NoSuchName),
-            other => Err(DnsError::ServerFailed(other as u16)),
+        match rcode {
+            0 => self.collect(&packet),
+            1 => Err(DnsError::NotUnderstood),
+            3 => Err(DnsError::NoSuchName),
+            other => Err(DnsError::ServerFailed(other)),
         }
     }
 
-    fn is_asked_in(&self, packet: &Packet<'_>) -> bool {
+    fn is_asked_in(&self, packet: &Packet<'_>, rcode: u8) -> bool {
         match &packet.questions[..] {
             [question] => {
                 text(&question.qname) == self.name
                     && question.qtype == QTYPE::TYPE(self.kind.record_type())
             }
             // A server that refuses may leave the question out (RFC 1035 does not say).
-            [] => packet.rcode() != RCODE::NoError,
+            [] => rcode != 0,
             _ => false,
         }
     }
@@ -220,6 +235,13 @@ impl Query {
         }
         Err(DnsError::TooManyAliases)
     }
+}
+
+/// Question and answer. What stands behind them is not needed, and must not fail what is.
+fn parse<'a>(bytes: &'a mut [u8]) -> Result<Packet<'a>, DnsError> {
+    // The counts of the authority and additional sections.
+    bytes[8..HEADER_BYTES].fill(0);
+    Packet::parse(bytes).map_err(|_| DnsError::Malformed)
 }
 
 /// In lower case, as names are compared (RFC 4343); without a final dot.

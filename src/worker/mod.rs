@@ -35,7 +35,7 @@ use crate::core::busy_poll::BusyPoll;
 use crate::core::mailbox::{Receiver, Sender};
 use crate::core::pump::{Pump, PumpStats};
 use crate::core::{self, Signal};
-use crate::log::{Producer, RateLimit};
+use crate::log::{Producer, RateLimit, SessionId};
 use crate::metrics::CoreMetrics;
 use crate::mode::proxy::Required;
 use crate::mode::route::Routes;
@@ -68,6 +68,8 @@ pub struct Service {
     pub socket_options: Options,
     /// Deadlines of relayed sessions.
     pub relay: RelayOptions,
+    /// The first part of every session's id.
+    pub start_nonce: u32,
     /// How long a core looks for work before it sleeps; zero is not at all.
     pub busy_poll: Duration,
     /// For one connection attempt.
@@ -127,8 +129,8 @@ pub struct CoreSpec {
 pub enum Message {
     /// An upstream has other servers from now on.
     Pool(UpstreamId, Arc<Pool>),
-    /// No server has this id any more: another one will, with counts of its own.
-    Forget(ServerId),
+    /// No server has these ids any more: others will, with counts of their own.
+    Forget(Vec<ServerId>),
     /// Reset the sessions that this server has.
     EndSessions(ServerId),
     /// From a core: a place on a server of the upstream is free, and nobody waits for it there.
@@ -423,7 +425,7 @@ impl Core {
     ) {
         match message {
             Message::Pool(upstream, pool) => self.replace_pool(upstream, &pool),
-            Message::Forget(server) => self.ledger.metrics.borrow_mut().forget_server(server),
+            Message::Forget(servers) => self.ledger.metrics.borrow_mut().forget_servers(&servers),
             Message::EndSessions(server) => {
                 let has = |record: &session::Relayed| record.server() == server;
                 self.engine
@@ -488,6 +490,19 @@ impl Core {
                 Ok(admitted.pass)
             }
             Err(cause) => Err((cause, door.resets())),
+        }
+    }
+
+    fn note_retry_denied(&self, upstream: UpstreamId) {
+        let mut metrics = self.ledger.metrics.borrow_mut();
+        metrics.upstream(upstream).retries_denied_total += 1;
+    }
+
+    fn session_id(&self, sequence: u64) -> SessionId {
+        SessionId {
+            nonce: self.service.start_nonce,
+            core: self.id,
+            sequence,
         }
     }
 

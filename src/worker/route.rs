@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::servers::{Group, NoSeat, Seat, WithoutServer};
 use super::{Core, queue};
-use crate::balance::hash_address;
+use crate::balance::{hash_address, hash_text};
 use crate::core::{self, Either};
+use crate::log::SessionId;
 use crate::mode::proxy::Introduced;
 use crate::mode::tcp::{NoNext, Servers};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
@@ -35,24 +36,37 @@ pub(super) struct Client {
     pub(super) name: Option<ServerName>,
 }
 
+impl Client {
+    /// What the balancer may go by.
+    fn hash(&self, by_name: bool) -> u64 {
+        match &self.name {
+            Some(name) if by_name => hash_text(name.as_str()),
+            // Clients of a unix socket are one host.
+            _ => self.address.map_or(0, hash_address),
+        }
+    }
+}
+
 /// See the head of this file.
 pub(super) struct Route<'a> {
     core: &'a Core,
     group: Rc<Group>,
+    id: SessionId,
     client: Client,
-    /// What the balancer may go by.
+    /// See [`Client::hash`].
     hash: u64,
     /// In vain.
     tried: Vec<ServerId>,
 }
 
 impl<'a> Route<'a> {
-    pub(super) fn new(core: &'a Core, upstream: UpstreamId, client: Client) -> Self {
+    pub(super) fn new(core: &'a Core, upstream: UpstreamId, id: SessionId, client: Client) -> Self {
+        let group = Rc::clone(&core.groups[usize::from(upstream.0)]);
         Self {
             core,
-            group: Rc::clone(&core.groups[usize::from(upstream.0)]),
-            // Clients of a unix socket are one host.
-            hash: client.address.map_or(0, hash_address),
+            hash: client.hash(group.settings.hashes_name),
+            group,
+            id,
             client,
             tried: Vec::new(),
         }
@@ -62,6 +76,18 @@ impl<'a> Route<'a> {
         let now_us = clock::now_us();
         let seat = self.group.seat(now_us, self.hash, &mut self.tried)?;
         Ok((seat.server(), seat))
+    }
+
+    /// Counts a session of the upstream, or takes one of its retries, if one is left.
+    fn admit(&self) -> Result<(), NoNext> {
+        let now_us = clock::now_us();
+        if self.tried.is_empty() {
+            self.group.session_begins(now_us);
+        } else if !self.group.grants_retry(now_us) {
+            self.core.note_retry_denied(self.group.upstream());
+            return Err(NoNext::Tried);
+        }
+        Ok(())
     }
 
     /// Where the session goes, after a fallback.
@@ -88,6 +114,7 @@ impl<'a> Route<'a> {
             return false;
         }
         self.group = Rc::clone(&self.core.groups[usize::from(other.0)]);
+        self.hash = self.client.hash(self.group.settings.hashes_name);
         true
     }
 
@@ -163,12 +190,17 @@ impl Servers for Route<'_> {
             // Whoever waits was here first.
             if !self.group.queue.has_waiters() {
                 match self.seat() {
-                    Ok(found) => return Ok(found),
+                    Ok(found) => {
+                        self.admit()?;
+                        return Ok(found);
+                    }
                     Err(NoSeat::NoServer) if self.falls_back() => continue,
                     Err(NoSeat::NoServer) if !self.holds() => return Err(self.no_server()),
                     Err(_) => {}
                 }
             }
+            // Before the wait, which would be for nothing.
+            self.admit()?;
             if let Some(found) = self.wait(client).await? {
                 return Ok(found);
             }
@@ -183,6 +215,7 @@ impl Servers for Route<'_> {
             client: self.client.address,
             received: self.client.header.as_ref(),
             name: self.client.name.as_ref(),
+            id: self.id,
         };
         told.header(told_of, client)
     }

@@ -23,6 +23,8 @@ use crate::balance::{Algorithm, Balancer, Candidate, Options};
 use crate::mode::proxy::Told;
 use crate::outcome::{Cause, CloseReason};
 use crate::policy::limit::SharedLimit;
+use crate::policy::retry_budget::{Grant, RetryBudget};
+use crate::sys::clock;
 use crate::sys::source::Source;
 use crate::units::{Address, CoreId, ServerId, UpstreamId};
 
@@ -140,12 +142,16 @@ impl Pool {
 pub struct UpstreamSettings {
     /// How a server is chosen.
     pub algorithm: Algorithm,
+    /// A hash is of the name that the client asks for, if it does, and not of its address.
+    pub hashes_name: bool,
     /// Where random draws begin; each core goes on from it in its own way.
     pub seed: u64,
     /// There are too many cores to add up the connections of every server.
     pub sample: bool,
     /// Further servers after the first.
     pub retries: u16,
+    /// How many sessions of a core may try one; `None` is all.
+    pub retry_grant: Option<Grant>,
     /// Sessions that may wait for a place, over all cores.
     pub queue_max: u32,
     /// How long each may.
@@ -270,6 +276,7 @@ pub(super) struct Group {
     pub(super) settings: UpstreamSettings,
     pub(super) queue: Rc<Queue>,
     pub(super) origins: Origins,
+    retry_budget: Option<RefCell<RetryBudget>>,
     balancer: RefCell<Balancer>,
     /// Of the present pool.
     servers: RefCell<HashMap<ServerId, Rc<Here>>>,
@@ -290,8 +297,10 @@ impl Group {
             sample: settings.sample,
         };
         let balancer = Balancer::new(options, &pool.candidates());
+        let budget = |grant| RetryBudget::new(grant, clock::now_us());
         let group = Self {
             core,
+            retry_budget: settings.retry_grant.map(budget).map(RefCell::new),
             origins: Origins::new(settings.source.clone(), core),
             settings,
             queue,
@@ -326,6 +335,19 @@ impl Group {
 
     pub(super) fn upstream(&self) -> UpstreamId {
         self.queue.upstream()
+    }
+
+    /// A session has found its first server.
+    pub(super) fn session_begins(&self, now_us: u64) {
+        if let Some(budget) = &self.retry_budget {
+            budget.borrow_mut().begin(now_us);
+        }
+    }
+
+    /// Whether a session may try a further one; each grant is for one retry.
+    pub(super) fn grants_retry(&self, now_us: u64) -> bool {
+        let budget = self.retry_budget.as_ref();
+        budget.is_none_or(|budget| budget.borrow_mut().try_retry(now_us))
     }
 
     /// A place on the server whose turn it is, those in `tried` left out.

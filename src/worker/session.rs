@@ -68,7 +68,8 @@ pub(super) async fn run(
         Ok(met) => met,
         Err(reason) => return ledger.close(clock::now_us(), opening, None, reason, |_| ()),
     };
-    let mut servers = Route::new(&core, met.upstream, met.known);
+    let id = core.session_id(opening.sequence);
+    let mut servers = Route::new(&core, met.upstream, id, met.known);
     let plan = Plan {
         servers: &mut servers,
         options: &service.socket_options,

@@ -9,11 +9,11 @@ use corelay::config;
 use corelay::config::limits::{DEFAULT_LIMITS, DEFAULT_WEIGHT, ZERO_COPY_MIN_BYTES};
 use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Buffers,
-    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, Keepalive,
-    Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse, PerSource,
-    ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, Route, RouteBy, Server, ServerAddress,
-    Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Verdict,
-    Workers,
+    Check, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family, Handoff, HashBy,
+    Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown, OnNoServer, OnRefuse,
+    PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay, RetryBudget, Route, RouteBy,
+    Server, ServerAddress, Source, SplitBy, Steer, Target, TcpOptions, Timeouts, Upstream,
+    UpstreamPolicy, Verdict, Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -280,7 +280,16 @@ fn a_config() -> impl Strategy<Value = Config> {
                         timeout: Duration::from_millis(backlog.into()),
                     }),
                     route: (backlog % 4 == 2).then(|| Route {
-                        by: RouteBy::Host,
+                        by: if backlog % 8 == 2 {
+                            RouteBy::Host
+                        } else {
+                            RouteBy::Sni
+                        },
+                        alpn: [b"acme-tls/1".to_vec(), b"hex:$x".to_vec(), vec![0, 255]]
+                            .map(|protocol| (protocol, UpstreamId(number)))
+                            .into_iter()
+                            .take(if backlog % 8 == 2 { 0 } else { 3 })
+                            .collect(),
                         names: vec![
                             ("a.example".to_owned(), UpstreamId(number)),
                             ("*.b.example".to_owned(), UpstreamId(number)),
@@ -347,7 +356,12 @@ fn a_config() -> impl Strategy<Value = Config> {
                     name,
                     policy: UpstreamPolicy {
                         balance: BALANCES[backlog as usize % BALANCES.len()],
+                        hash: HashBy::Source,
                         retries: backlog as u16 % 101,
+                        retry_budget: (backlog % 3 == 1).then_some(RetryBudget {
+                            percent: backlog as u8 % 101,
+                            min_per_second: backlog,
+                        }),
                         queue: Queue {
                             max: backlog,
                             timeout: Duration::from_millis(backlog.into()),
@@ -367,6 +381,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                             version: ProxyVersions::V2,
                             crc32c: backlog % 8 == 1,
                             pass_tlvs: backlog % 8 != 1,
+                            unique_id: backlog % 16 < 8,
                         }),
                     },
                     check: a_check(backlog),
@@ -374,9 +389,25 @@ fn a_config() -> impl Strategy<Value = Config> {
                     servers,
                 });
             }
+            hash_names(&mut config);
             config
         },
     )
+}
+
+/// Every upstream that hashes and gets names alone hashes those.
+fn hash_names(config: &mut Config) {
+    for (index, upstream) in config.upstreams.iter_mut().enumerate() {
+        let id = UpstreamId(u16::try_from(index).expect("few"));
+        let leads_here = |it: &&Listener| match &it.target {
+            Target::One(upstream) => *upstream == id,
+            Target::Split { parts, .. } => parts.iter().any(|(upstream, _)| *upstream == id),
+        };
+        let mut listeners = config.listeners.iter().filter(leads_here);
+        if upstream.policy.balance.hashes() && listeners.all(|it| it.route.is_some()) {
+            upstream.policy.hash = HashBy::Name;
+        }
+    }
 }
 
 fn a_dns(seed: u32) -> Dns {

@@ -172,12 +172,12 @@ fn the_schema_is_the_same_each_time_and_of_the_draft_it_says() {
 const EVERYTHING: &str = r"
 listeners:
   a: { bind: 127.0.0.1:1, upstream: u, accept: {}, proxy_protocol: { trusted: all }, route: { by: sni, names: {} }, access: [allow: all], limits: { rate: 1, per_source: { rate: 1 } } }
-  b: { bind: 127.0.0.1:2, upstreams: { u: 1, v: 1, w: 1, x: 1 }, access: [deny: all] }
+  b: { bind: 127.0.0.1:2, upstreams: { u: 1, v: 1, w: 1, x: 1 }, route: { by: sni, names: {} }, access: [deny: all] }
 upstreams:
-  u: { servers: [address: 127.0.0.1:9], queue: { max: 1 }, eject: {}, check: {}, proxy_protocol: { version: v2 }, source: { mark: 1 } }
+  u: { servers: [address: 127.0.0.1:9], queue: { max: 1 }, retry_budget: {}, eject: {}, check: {}, proxy_protocol: { version: v2 }, source: { mark: 1 } }
   v: { servers: [address: 127.0.0.1:9], check: { type: exchange, send: a } }
   w: { servers: [address: 127.0.0.1:9], check: { type: http } }
-  x: { servers: [address: 127.0.0.1:9], check: { type: tls }, source: { address: 10.0.0.1 } }
+  x: { servers: [address: 127.0.0.1:9], check: { type: tls }, balance: maglev, source: { address: 10.0.0.1 } }
 buffers: {}
 timeouts: {}
 relay: {}

@@ -194,6 +194,46 @@ fn case_41_retries_bound_the_servers_that_one_session_tries() {
     }
 }
 
+#[test]
+fn case_41_a_budget_bounds_the_retries_of_all_sessions() {
+    let refused: Vec<_> = (0..6).map(|_| RefusedPort::new().unwrap()).collect();
+    let list = refused
+        .iter()
+        .map(|port| json!({ "address": port.address() }));
+    let config = config("round_robin", list.collect())
+        .set("workers", 1)
+        .set("upstreams.app.retries", 5)
+        .set(
+            "upstreams.app.retry_budget",
+            json!({ "percent": 0, "min_per_second": 1 }),
+        );
+    let proxy = Proxy::start(&config);
+    for _ in 0..4 {
+        expect_rejected(proxy.address());
+    }
+    let lines = proxy.access_lines(4);
+    let attempts: Vec<_> = lines.iter().map(|line| line["attempts"].clone()).collect();
+    assert_eq!(attempts, [6, 6, 1, 1], "ten seconds' worth of retries");
+    assert_reason(&lines[3], "upstream/connect/refused");
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.sum("corelay_upstream_retries_total"), 10.0);
+    assert_eq!(metrics.sum("corelay_upstream_retries_denied_total"), 2.0);
+    proxy.finish();
+
+    // Where no server is left, nothing is denied, and nothing taken.
+    let list = vec![json!({ "address": refused[0].address() })];
+    let config = self::config("round_robin", list).set(
+        "upstreams.app.retry_budget",
+        json!({ "percent": 0, "min_per_second": 0 }),
+    );
+    let proxy = Proxy::start(&config);
+    expect_rejected(proxy.address());
+    assert_reason(&proxy.access_line(), "upstream/connect/refused");
+    let denied = "corelay_upstream_retries_denied_total";
+    assert_eq!(proxy.metrics().sum(denied), 0.0);
+    proxy.finish();
+}
+
 /// Servers with room for `most` connections each, and this queue.
 fn limited(servers: &[Handle], most: u32, queue: u32, timeout: &str) -> Config {
     let list: Vec<_> = servers

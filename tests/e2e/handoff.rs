@@ -1,4 +1,4 @@
-//! `accept.handoff`: new connections go from a core that has far more sessions to one with fewer; case 82.
+//! `accept.handoff`: new connections go from a core that has far more sessions to one with fewer; cases 65 and 82.
 //!
 //! Which core accepts a client is the kernel's choice. Here it is never left to chance: clients connect until
 //! enough of them have come to one core, as the metrics tell, and the others leave again.
@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::peers::connect;
-use crate::support::process::{Process, strace};
+use crate::support::process::{Injection, strace};
 use crate::support::proxy::exit;
 use crate::support::{Config, DEADLINE, Proxy, skip, wait_until};
 
@@ -367,26 +366,14 @@ fn a_core_that_was_drained_already_serves_whom_it_is_handed() {
         .process()
         .thread_id("core-1")
         .expect("a core's thread");
-    let mut tracer = Command::new(strace)
-        .args(["-qq", "-o", "/dev/null", "-e", "trace=io_uring_enter"])
-        .arg("-e")
-        .arg(format!("inject=io_uring_enter:delay_exit={LATE_US}"))
-        .args(["-p", &core.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_until("core 1 is traced", || {
-        let status = std::fs::read_to_string(format!("/proc/{core}/status")).unwrap();
-        !status.contains("TracerPid:\t0")
-    });
+    let late = format!("delay_exit={LATE_US}");
+    let late = Injection::into_thread(&strace, core, "io_uring_enter", &late);
     // Core 1 wakes for this client, and comes back late.
     let mut client = connect_from(port, to);
     proxy.signal(Signal::TERM);
     drop(placed);
     std::thread::sleep(Duration::from_micros(LATE_US.into()));
-    Process(tracer.id()).signal(Signal::KILL);
-    tracer.wait().unwrap();
+    drop(late);
     let others = proxy.access_lines(11).len();
     greet(&mut client);
     // Control has long heard that core 1 is drained, and core 0 before it.
@@ -399,4 +386,57 @@ fn a_core_that_was_drained_already_serves_whom_it_is_handed() {
     let from = format!("127.0.0.1:{port}");
     let line = lines.iter().rfind(|line| line["downstream"] == from);
     assert_eq!(line.expect("its line")["core"], 0, "it was not handed over");
+}
+
+#[test]
+fn case_65_a_core_that_is_stuck_with_a_full_queue_holds_nobody_else_up() {
+    const STUCK_US: u32 = 3_000_000;
+    if !has_two_cpus() {
+        return;
+    }
+    let Some(strace) = strace("case 65") else {
+        return;
+    };
+    let upstream = Server::echo().start().unwrap();
+    let config = two_workers(&upstream, "off").set("listeners.edge.backlog", 1);
+    let proxy = Proxy::start(&config);
+    let to = proxy.address();
+    let ports = [0, 1].map(|core| {
+        let found = accepted_by(&proxy, core, 6, || connect_from(0, to));
+        let ports = found
+            .iter()
+            .map(|it| it.client.local_addr().unwrap().port());
+        ports.collect::<Vec<_>>()
+    });
+    wait_until("they are free", || by_core(&proxy, ACTIVE) == [0.0, 0.0]);
+    let core = proxy
+        .process()
+        .thread_id("core-1")
+        .expect("a core's thread");
+    let stuck = format!("delay_exit={STUCK_US}");
+    let stuck = Injection::into_thread(&strace, core, "io_uring_enter", &stuck);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        // More than its queue holds: the kernel drops their SYNs, and they try again.
+        let stuck: Vec<_> = ports[1]
+            .iter()
+            .map(|&port| scope.spawn(move || connect_from(port, to)))
+            .collect();
+        for &port in &ports[0] {
+            greet(&mut connect_from(port, to));
+        }
+        assert!(
+            began.elapsed() < Duration::from_micros(STUCK_US.into()),
+            "the other core was waited for"
+        );
+        assert!(
+            !stuck.iter().all(|it| it.is_finished()),
+            "its queue was never full"
+        );
+        for client in stuck {
+            greet(&mut client.join().unwrap());
+        }
+    });
+    drop(stuck);
+    proxy.finish();
 }

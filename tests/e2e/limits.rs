@@ -1,13 +1,15 @@
-//! Too few descriptors, and none leaked: cases 60 and 66.
+//! Too few descriptors, and none leaked: cases 60, 61 and 66.
 
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use corelay_bench::servers::{Fault, RefusedPort, Server};
+use serde_json::json;
 
-use crate::support::peers::{connect, expect_bytes, read_to_end, reset, try_connect};
-use crate::support::process::tool;
+use crate::support::peers::{connect, expect_bytes, expect_reset, read_to_end, reset, try_connect};
+use crate::support::process::{Injection, strace, tool};
+use crate::support::proxy::assert_reason;
 use crate::support::{Config, DEADLINE, Launch, Proxy, size_from_env, skip, wait_until};
 
 #[test]
@@ -79,6 +81,73 @@ fn case_60_few_descriptors_serve_who_fits_and_recover_by_themselves() {
         open = waiting;
         done == CLIENTS
     });
+    proxy.finish();
+}
+
+#[test]
+fn case_61_the_kernels_shortage_is_waited_out_and_no_servers_fault() {
+    let Some(strace) = strace("case 61") else {
+        return;
+    };
+    let upstream = Server::echo().start().unwrap();
+    // The first fault of the server's would eject it.
+    let config = Config::to([upstream.address()])
+        .set(
+            "upstreams.app.eject",
+            json!({ "failures": 1, "period": "1h", "max": "1h" }),
+        )
+        .set("workers", 1);
+    let proxy = Proxy::start(&config);
+    let core = proxy
+        .process()
+        .thread_id("core-0")
+        .expect("a core's thread");
+    let mut others = connect(proxy.address());
+    let mut greet = move || {
+        others.write_all(b"x").unwrap();
+        expect_bytes(&mut others, b"x");
+    };
+    greet();
+    let exhausted = |proxy: &Proxy| proxy.metrics().sum("corelay_accept_exhausted_total");
+    for error in ["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"] {
+        let before = exhausted(&proxy);
+        let inject = format!("error={error}:when=1..3");
+        let shortage = Injection::into_thread(&strace, core, "accept4", &inject);
+        let mut client = connect(proxy.address());
+        client.write_all(b"x").unwrap();
+        greet();
+        expect_bytes(&mut client, b"x");
+        drop(shortage);
+        assert_eq!(exhausted(&proxy) - before, 3.0, "{error}");
+    }
+    let accepted = proxy.access_lines(4).len();
+    let shortages = [
+        ("socket", "EMFILE"),
+        ("socket", "ENFILE"),
+        ("socket", "ENOBUFS"),
+        ("connect", "ENOMEM"),
+        ("connect", "ENOBUFS"),
+    ];
+    for (index, (call, error)) in shortages.into_iter().enumerate() {
+        let shortage =
+            Injection::into_thread(&strace, core, call, &format!("error={error}:when=1"));
+        let mut refused = connect(proxy.address());
+        let _ = refused.write_all(b"x");
+        expect_reset(&mut refused);
+        greet();
+        let mut client = connect(proxy.address());
+        client.write_all(b"x").unwrap();
+        expect_bytes(&mut client, b"x");
+        drop((client, shortage));
+        let lines = proxy.access_lines(accepted + 2 * (index + 1));
+        let refused = lines[accepted..]
+            .iter()
+            .filter(|line| line["server"].is_null());
+        assert_eq!(refused.clone().count(), index + 1);
+        assert_reason(refused.last().unwrap(), "local/connect/local_resources");
+    }
+    assert_eq!(proxy.metrics().sum("corelay_server_up"), 1.0);
+    drop(greet);
     proxy.finish();
 }
 

@@ -38,6 +38,7 @@ mod integrity;
 mod lifecycle;
 mod limits;
 mod migration;
+mod names;
 mod observe;
 mod proxy_protocol;
 mod routing;

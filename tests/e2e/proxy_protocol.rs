@@ -313,6 +313,110 @@ fn what_came_in_is_told_on() {
     proxy.finish();
 }
 
+/// The id that a server was told in its header.
+fn told_id(server: &mut TcpStream) -> String {
+    let id = read_header(server).tlvs.unique_id.expect("an id");
+    String::from_utf8(id).unwrap()
+}
+
+#[test]
+fn the_id_that_servers_are_told_is_the_one_in_the_access_log() {
+    let dead = RefusedPort::new().unwrap();
+    let upstream = Upstream::new();
+    // Two cores, also after a retry.
+    let config = Config::to([dead.address(), upstream.address()])
+        .set("upstreams.app.eject", "off")
+        .set(
+            "upstreams.app.proxy_protocol",
+            json!({ "version": "v2", "crc32c": true, "unique_id": true }),
+        );
+    let proxy = Proxy::start(&config);
+    let mut told = Vec::new();
+    for _ in 0..12 {
+        let client = connect(proxy.address());
+        let mut server = upstream.accept();
+        let from = client.local_addr().unwrap().to_string();
+        told.push((from, told_id(&mut server)));
+    }
+    let mut logged: Vec<_> = proxy
+        .access_lines(told.len())
+        .iter()
+        .map(|line| ["downstream", "id"].map(|key| line[key].as_str().unwrap().to_owned()))
+        .map(|[from, id]| (from, id))
+        .collect();
+    told.sort();
+    logged.sort();
+    assert_eq!(told, logged);
+    proxy.finish();
+}
+
+#[test]
+fn an_id_that_came_in_is_kept_if_it_is_passed_on_at_all() {
+    let came_in = Tlvs {
+        authority: Some("app.example".to_owned()),
+        unique_id: Some(b"id-1".to_vec()),
+        ..Tlvs::default()
+    };
+    let without = Tlvs {
+        unique_id: None,
+        ..came_in.clone()
+    };
+    for (pass_tlvs, tlvs, expected) in [
+        (true, &came_in, Some("id-1")),
+        (false, &came_in, None),
+        (true, &without, None),
+    ] {
+        let upstream = Upstream::new();
+        let config = required(upstream.address()).set(
+            "upstreams.app.proxy_protocol",
+            json!({ "version": "v2", "unique_id": true, "pass_tlvs": pass_tlvs }),
+        );
+        let proxy = Proxy::start(&config);
+        let mut client = connect(proxy.address());
+        client
+            .write_all(&v2(Command::Proxy, &addresses(), tlvs))
+            .unwrap();
+        let mut server = upstream.accept();
+        let told = read_header(&mut server).tlvs;
+        let authority = pass_tlvs.then_some("app.example");
+        assert_eq!(told.authority.as_deref(), authority, "the rest as ever");
+        drop((client, server));
+        let line = proxy.access_line();
+        let expected = expected.unwrap_or_else(|| line["id"].as_str().unwrap());
+        assert_eq!(told.unique_id.as_deref(), Some(expected.as_bytes()));
+        proxy.finish();
+    }
+}
+
+#[test]
+fn haproxy_reads_the_id() {
+    let behind = Upstream::new();
+    let bind = "accept-proxy\n  unique-id-format haproxy-saw-%[fc_pp_unique_id]";
+    let server = format!(
+        "{} send-proxy-v2 proxy-v2-options unique-id",
+        behind.address()
+    );
+    let Some(peer) = PeerProxy::haproxy(bind, &server) else {
+        return skip("ids for others", "no haproxy here");
+    };
+    let config = Config::to([peer.address()]).set(
+        "upstreams.app.proxy_protocol",
+        json!({ "version": "v2", "unique_id": true }),
+    );
+    let proxy = Proxy::start(&config);
+    let client = connect(proxy.address());
+    let mut server = behind.accept();
+    let told = told_id(&mut server);
+    drop((client, server));
+    let line = proxy.access_line();
+    assert_eq!(
+        told.strip_prefix("haproxy-saw-"),
+        line["id"].as_str(),
+        "{line}"
+    );
+    proxy.finish();
+}
+
 #[test]
 fn haproxy_and_nginx_send_headers_that_are_understood() {
     let upstream = Server::echo().start().unwrap();

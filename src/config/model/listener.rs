@@ -35,12 +35,15 @@ pub struct Listener {
     pub on_refuse: OnRefuse,
 }
 
-/// Where sessions go by the name that the client asks for. Those with other names go where the listener's
+/// Where sessions go by the name that the client asks for, or by what it speaks. Those with other names go where the listener's
 /// other sessions go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// What the name is taken from.
     pub by: RouteBy,
+    /// Protocols of ALPN (RFC 7301), each of 1 to 255 bytes, in the order of the file; tried before the names.
+    /// Empty unless by SNI.
+    pub alpn: Vec<(Vec<u8>, UpstreamId)>,
     /// Names in lower case, and wildcards like `*.example.com`, in the order of the file.
     pub names: Vec<(String, UpstreamId)>,
     /// For clients that ask for no name; `None`: where the listener's other sessions go.

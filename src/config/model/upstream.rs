@@ -16,6 +16,8 @@ pub struct ProxySent {
     pub crc32c: bool,
     /// With the name, protocol and id of the header that came in; version 2 only.
     pub pass_tlvs: bool,
+    /// With the session's id in the access log, unless one came in and is passed on; version 2 only.
+    pub unique_id: bool,
 }
 
 /// A group of interchangeable servers.
@@ -38,8 +40,12 @@ pub struct Upstream {
 pub struct UpstreamPolicy {
     /// How a server is chosen.
     pub balance: Balance,
+    /// What a hash is of; [`HashBy::Source`] where nothing hashes.
+    pub hash: HashBy,
     /// Further servers that are tried after the first has failed.
     pub retries: u16,
+    /// How many of its sessions may try a further server; `None` is all.
+    pub retry_budget: Option<RetryBudget>,
     /// Sessions that wait for a place on a server while every server is full.
     pub queue: Queue,
     /// Setting servers aside that fail sessions; `None` sets nobody aside.
@@ -54,6 +60,15 @@ pub struct UpstreamPolicy {
     pub fallback: Option<UpstreamId>,
     /// The PROXY header that servers get before the client's bytes.
     pub proxy_protocol: Option<ProxySent>,
+}
+
+/// How many sessions of an upstream may try a further server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Retries per 100 sessions that began lately.
+    pub percent: u8,
+    /// Retries per second however few began.
+    pub min_per_second: u32,
 }
 
 /// What becomes of the sessions of a server that went down.
@@ -109,12 +124,28 @@ pub enum Balance {
     LeastConnections,
     /// The better of two that are drawn by weight.
     RandomTwoChoices,
-    /// By the client's address: rendezvous hashing.
+    /// By a hash of the client: rendezvous hashing.
     SourceHash,
-    /// By the client's address: a Maglev table.
+    /// By a hash of the client: a Maglev table.
     Maglev,
     /// The first in the list that has a place.
     FirstAvailable,
+}
+
+impl Balance {
+    /// Whether it goes by a hash of the client.
+    pub fn hashes(self) -> bool {
+        matches!(self, Balance::SourceHash | Balance::Maglev)
+    }
+}
+
+/// What of a client is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashBy {
+    /// Its address.
+    Source,
+    /// The name that it asks for, or its address if it asks for none.
+    Name,
 }
 
 /// One server, before names are resolved.

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde_yaml::Value;
 
-use super::{duration, mapping, text};
+use super::{bytes_text, duration, mapping, text};
 use crate::config::model::{Check, CheckKind, Eject, Expect};
 
 pub(super) fn eject(eject: Option<&Eject>) -> Value {
@@ -91,16 +91,6 @@ fn range(range: &RangeInclusive<u16>) -> Value {
     text(format!("{}-{}", range.start(), range.end()))
 }
 
-/// As text where it is plain text, else in hexadecimal digits.
 fn bytes(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(plain) if !plain.starts_with("hex:") => text(plain),
-        _ => text(format!(
-            "hex:{}",
-            bytes
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        )),
-    }
+    text(bytes_text(bytes))
 }

@@ -27,6 +27,7 @@ pub(super) fn sent(sent: Option<&ProxySent>) -> Value {
         version,
         crc32c,
         pass_tlvs,
+        unique_id,
     }) = sent
     else {
         return text("off");
@@ -35,5 +36,6 @@ pub(super) fn sent(sent: Option<&ProxySent>) -> Value {
         ("version", word(&VERSIONS, version)),
         ("crc32c", (*crc32c).into()),
         ("pass_tlvs", (*pass_tlvs).into()),
+        ("unique_id", (*unique_id).into()),
     ])
 }

@@ -10,7 +10,7 @@ const FILES: [&str; 3] = [
     "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME } }
 upstreams: { NAME: { servers: [{ address: 127.0.0.1:2 }] } }",
     "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME, proxy_protocol: { trusted: all }, route: { by: sni, names: {} } } }
-upstreams: { NAME: { check: {}, proxy_protocol: { version: v2 }, source: { mark: 1 }, servers: [{ address: 127.0.0.1:2 }] } }",
+upstreams: { NAME: { balance: maglev, retry_budget: {}, check: {}, proxy_protocol: { version: v2 }, source: { mark: 1 }, servers: [{ address: 127.0.0.1:2 }] } }",
     "listeners: { NAME: { bind: 127.0.0.1:1, upstreams: { NAME: 1 } } }
 upstreams: { NAME: { check: { type: http }, servers: [{ address: 127.0.0.1:2 }] } }",
 ];

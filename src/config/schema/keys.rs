@@ -7,12 +7,13 @@ use crate::config::limits::{
     CHECK_COUNT, CHECK_PORT, CHECK_TIME, CONNECTION_RATE, CPUS_MAX, DNS_INTERVAL, DNS_TIMEOUT,
     DSCP_MAX, EJECT_FAILURES, EJECT_PERCENT, FAST_OPEN, HTTP_STATUS, JITTER_PERCENT,
     KEEPALIVE_COUNT, KEEPALIVE_TIME, KERNEL_NAME_MAX_BYTES, LISTENER_CONNECTIONS, LISTENERS_MAX,
-    MARK, MAX_CONNECTIONS, NAMESERVERS_MAX, QUEUE_MAX, RETRIES, ROUTE_NAMES_MAX, SERVERS_MAX,
+    MARK, MAX_CONNECTIONS, NAMESERVERS_MAX, PROTOCOL_MAX_BYTES, QUEUE_MAX, RETRIES,
+    RETRIES_PER_SECOND, RETRY_PERCENT, ROUTE_NAMES_MAX, ROUTE_PROTOCOLS_MAX, SERVERS_MAX,
     SOURCE_TABLE, TIMEOUT, UNIX_MODE_MAX, USER_TIMEOUT, V4_PREFIX_BITS, V6_PREFIX_BITS, WEIGHT,
 };
 use crate::config::validate::{
     ACCESS_ALL, ACCESS_FILE_PREFIX, ACCESS_LOGS, ACCESS_TO_STDOUT, ALL, BALANCES, CHECK_TYPES,
-    CHECKS, DSCPS, FAMILIES, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS, ON_FULLS,
+    CHECKS, DSCPS, FAMILIES, HANDOFFS, HASHES, LOG_FORMATS, LOG_LEVELS, MOVERS, ON_DOWNS, ON_FULLS,
     ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SENT_VERSIONS, SPLITS_BY, STEERS, VERSIONS, WORKERS_AUTO,
 };
 use Form::{Bool, Duration, Number, Section, Words};
@@ -44,7 +45,7 @@ pub(super) fn required(section: &str) -> &'static [&'static str] {
         "" => &["listeners", "upstreams"],
         "listeners.NAME" => &["bind"],
         "listeners.NAME.proxy_protocol" => &["trusted"],
-        "listeners.NAME.route" => &["by", "names"],
+        "listeners.NAME.route" => &["by"],
         "upstreams.NAME" => &["servers"],
         "upstreams.NAME.queue" => &["max"],
         "upstreams.NAME.proxy_protocol" => &["version"],
@@ -196,6 +197,12 @@ fn first_bytes() -> Vec<Key> {
         values: vec![Form::name()],
         count: 0..=ROUTE_NAMES_MAX,
     };
+    let protocols = Form::Names {
+        what: "mapping",
+        names: format!(r"[\s\S]{{1,{}}}", "hex:".len() + 3 * PROTOCOL_MAX_BYTES),
+        values: vec![Form::name()],
+        count: 1..=ROUTE_PROTOCOLS_MAX,
+    };
     vec![
         ("proxy_protocol", vec![off(), Section]),
         (
@@ -206,6 +213,7 @@ fn first_bytes() -> Vec<Key> {
         ("proxy_protocol.timeout", vec![Duration(TIMEOUT)]),
         ("route", vec![off(), Section]),
         ("route.by", vec![Form::words(&ROUTE_BYS)]),
+        ("route.alpn", vec![protocols]),
         ("route.names", vec![routes]),
         ("route.no_name", vec![Form::name()]),
         ("route.other_protocol", vec![Form::name()]),
@@ -223,7 +231,14 @@ fn upstreams() -> Vec<Key> {
     let most = || vec![Number(MAX_CONNECTIONS), off()];
     vec![
         ("balance", vec![Form::words(&BALANCES)]),
+        ("hash", vec![Form::words(&HASHES)]),
         ("retries", vec![Number(RETRIES)]),
+        ("retry_budget", vec![Section, off()]),
+        ("retry_budget.percent", vec![Number(RETRY_PERCENT)]),
+        (
+            "retry_budget.min_per_second",
+            vec![Number(RETRIES_PER_SECOND)],
+        ),
         ("queue", vec![Section, off()]),
         ("queue.max", vec![Number(QUEUE_MAX)]),
         ("queue.timeout", vec![Duration(TIMEOUT)]),
@@ -286,6 +301,7 @@ fn towards_servers() -> Vec<Key> {
         ("proxy_protocol.version", vec![versions()]),
         ("proxy_protocol.crc32c", vec![Bool]),
         ("proxy_protocol.pass_tlvs", vec![Bool]),
+        ("proxy_protocol.unique_id", vec![Bool]),
         ("source", vec![off(), Section]),
         ("source.address", vec![Form::ip_range(), addresses]),
         ("source.interface", kernel_name()),

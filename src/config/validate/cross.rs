@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::names;
 use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
 use super::source;
@@ -45,6 +46,8 @@ pub(super) struct ListenerDraft {
     pub(super) accept: Accept,
     pub(super) proxy_protocol: Option<ProxyRequired>,
     pub(super) route: Option<RouteDraft>,
+    /// Whether there is a `route`, sound or not.
+    pub(super) has_route: bool,
     pub(super) policy: ListenerPolicy,
 }
 
@@ -52,6 +55,7 @@ pub(super) struct UpstreamDraft {
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) policy: UpstreamPolicy,
+    pub(super) hash_place: Option<Place>,
     pub(super) check: Option<Check>,
     pub(super) check_place: Option<Place>,
     /// The name, and where it stands.
@@ -75,6 +79,7 @@ impl UpstreamDraft {
             name,
             place,
             policy: DEFAULT_UPSTREAM,
+            hash_place: None,
             check: None,
             check_place: None,
             fallback: None,
@@ -116,6 +121,7 @@ impl ListenerDraft {
             accept: DEFAULT_ACCEPT,
             proxy_protocol: None,
             route: None,
+            has_route: false,
             policy: ListenerPolicy::default(),
         }
     }
@@ -126,6 +132,36 @@ impl ListenerDraft {
         let routed = self.route.iter().flat_map(RouteDraft::upstreams);
         let targets = targets.map(|it| &it.name);
         targets.chain(routed.map(|(name, _)| name)).collect()
+    }
+}
+
+impl Draft {
+    /// The listeners whose sessions may go to an upstream, also by a fallback.
+    pub(super) fn listeners_to<'a>(
+        &'a self,
+        upstream: &'a UpstreamDraft,
+    ) -> impl Iterator<Item = &'a ListenerDraft> {
+        let falls_here = |it: &&UpstreamDraft| {
+            let fallback = it.fallback.as_ref().map(|(to, _)| to);
+            fallback == Some(&upstream.name)
+        };
+        let others = self.upstreams.iter().filter(falls_here);
+        let mut names: Vec<&String> = others.map(|it| &it.name).collect();
+        names.push(&upstream.name);
+        let leads_here = move |it: &&ListenerDraft| {
+            let upstreams = it.upstreams();
+            upstreams.iter().any(|to| names.contains(to))
+        };
+        self.listeners.iter().filter(leads_here)
+    }
+
+    /// The upstreams that a listener's sessions may go to, also by a fallback.
+    pub(super) fn upstreams_from(&self, listener: &ListenerDraft) -> Vec<&UpstreamDraft> {
+        let find = |name: &String| self.upstreams.iter().find(|it| it.name == *name);
+        let upstreams = listener.upstreams().into_iter().filter_map(find);
+        let fallback = |it: &UpstreamDraft| it.fallback.as_ref().and_then(|(to, _)| find(to));
+        let with_fallback = |it| [Some(it), fallback(it)].into_iter().flatten();
+        upstreams.flat_map(with_fallback).collect()
     }
 }
 
@@ -157,6 +193,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
     check_weights(report, draft);
     check_checks(report, draft);
     source::check(report, draft);
+    names::check(report, draft);
     check_loops(report, draft);
     check_zero_copy(report, draft);
     check_policies(report, &draft.listeners);
@@ -381,8 +418,12 @@ impl Draft {
                 let named =
                     |named: &Option<(String, Place)>| named.as_ref().map(|(name, _)| id_of(name));
                 let names = route.names.iter();
+                let protocols = route.alpn.iter();
                 Route {
                     by: route.by,
+                    alpn: protocols
+                        .map(|(protocol, to, _)| (protocol.clone(), id_of(to)))
+                        .collect(),
                     names: names
                         .map(|(name, to, _)| (name.clone(), id_of(to)))
                         .collect(),

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::bytes;
 use crate::config::limits::{
     CHECK_BYTES_MAX, CHECK_COUNT, CHECK_PORT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT,
     EJECT_FAILURES, EJECT_PERCENT, HTTP_STATUS, JITTER_PERCENT, TIMEOUT,
@@ -84,6 +85,14 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
         return Some(None);
     }
     if !matches!(at.node.value, Value::Map(_)) {
+        if report.is_word(at, "exchange") {
+            report.add(
+                at.place(),
+                "an exchange needs `expect` or `contains`: what the answer begins with, or has in it",
+                "write a section, like `check: { type: exchange, send: \"PING\\r\\n\", expect: \"+PONG\" }`",
+            );
+            return None;
+        }
         let kind = match report.choice(at, &CHECKS)? {
             Type::Http => CheckKind::Http {
                 path: "/".to_owned(),
@@ -218,48 +227,9 @@ fn exchange(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind>
     Some(CheckKind::Exchange { send, expect })
 }
 
-/// Text as it stands (YAML's double quotes know `\r\n`), or `hex:` and pairs of digits.
 fn bytes(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<u8>> {
     let text = report.text(at)?;
-    let bytes = match text.strip_prefix("hex:") {
-        Some(digits) => return hex_digits(report, at, digits),
-        None => text.into_bytes(),
-    };
-    within_bounds(report, at, bytes)
-}
-
-fn hex_digits(report: &mut Report<'_>, at: &Cursor<'_>, digits: &str) -> Option<Vec<u8>> {
-    let digits: Vec<char> = digits.chars().filter(|c| *c != ' ').collect();
-    let pairs = digits.chunks(2).map(|pair| match pair {
-        [high, low] => {
-            let value = high.to_digit(16)? * 16 + low.to_digit(16)?;
-            u8::try_from(value).ok()
-        }
-        _ => None,
-    });
-    match pairs.collect::<Option<Vec<u8>>>() {
-        Some(bytes) => within_bounds(report, at, bytes),
-        None => {
-            report.add(
-                at.place(),
-                "is not pairs of hexadecimal digits",
-                "write bytes like hex:0d0a, or text without `hex:`",
-            );
-            None
-        }
-    }
-}
-
-fn within_bounds(report: &mut Report<'_>, at: &Cursor<'_>, bytes: Vec<u8>) -> Option<Vec<u8>> {
-    if (1..=CHECK_BYTES_MAX).contains(&bytes.len()) {
-        return Some(bytes);
-    }
-    report.add(
-        at.place(),
-        format!("is {} bytes long", bytes.len()),
-        format!("write 1 to {CHECK_BYTES_MAX} bytes, or remove the key"),
-    );
-    None
+    bytes::bytes(report, &at.place(), &text, CHECK_BYTES_MAX)
 }
 
 fn http(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {

@@ -74,7 +74,8 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         .get("proxy_protocol")
         .and_then(|at| proxy::required(report, at))
         .flatten();
-    let route = section.get("route").and_then(|at| route(report, at));
+    let route_at = section.get("route");
+    let route = route_at.and_then(|at| route(report, at));
     let policy = policy::read(report, &section);
     Some(ListenerDraft {
         name: name.to_owned(),
@@ -87,6 +88,7 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
         accept,
         proxy_protocol,
         route,
+        has_route: route_at.is_some_and(|at| !report.is_off(at)),
         policy,
     })
 }

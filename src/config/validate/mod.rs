@@ -5,10 +5,12 @@
 //! colliding addresses) are [`cross`]'s, and only a draft without a single finding becomes a
 //! [`Config`].
 
+mod bytes;
 mod cross;
 mod dns;
 mod health;
 mod listeners;
+mod names;
 mod policy;
 mod proxy;
 mod route;
@@ -27,7 +29,7 @@ pub(super) use settings::{
 };
 pub(super) use source::{DSCPS, dscp_word};
 pub(super) use target::SPLITS_BY;
-pub(super) use upstreams::BALANCES;
+pub(super) use upstreams::{BALANCES, HASHES};
 
 use super::address;
 use super::limits::LISTENERS_MAX;
@@ -38,7 +40,7 @@ use crate::units::{Address, shorten};
 use cross::{Draft, ListenerDraft, ServerDraft, UpstreamDraft};
 use listeners::{LISTENER_KEYS, listeners};
 use target::TargetDraft;
-use upstreams::{QUEUE_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
+use upstreams::{QUEUE_KEYS, RETRY_BUDGET_KEYS, SERVER_KEYS, UPSTREAM_KEYS, servers, upstreams};
 
 const ROOT_KEYS: [&str; 10] = [
     "workers",
@@ -58,7 +60,7 @@ pub(super) const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {
-    let sections: [(&str, &[&str]); 23] = [
+    let sections: [(&str, &[&str]); 24] = [
         ("", &ROOT_KEYS),
         ("buffers.", &settings::BUFFERS_KEYS),
         ("timeouts.", &settings::TIMEOUTS_KEYS),
@@ -77,6 +79,7 @@ pub(super) fn known_keys() -> Vec<String> {
         ),
         ("upstreams.NAME.", &UPSTREAM_KEYS),
         ("upstreams.NAME.proxy_protocol.", &proxy::SENT_KEYS),
+        ("upstreams.NAME.retry_budget.", &RETRY_BUDGET_KEYS),
         ("upstreams.NAME.queue.", &QUEUE_KEYS),
         ("upstreams.NAME.check.", &health::CHECK_KEYS),
         ("upstreams.NAME.eject.", &health::EJECT_KEYS),

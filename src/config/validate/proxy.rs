@@ -5,9 +5,10 @@ use crate::config::model::{ProxyRequired, ProxySent, ProxyVersions};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report};
 use crate::units::network::Network;
+use crate::units::shorten;
 
 pub(super) const REQUIRED_KEYS: [&str; 3] = ["versions", "trusted", "timeout"];
-pub(super) const SENT_KEYS: [&str; 3] = ["version", "crc32c", "pass_tlvs"];
+pub(super) const SENT_KEYS: [&str; 4] = ["version", "crc32c", "pass_tlvs", "unique_id"];
 
 /// The words of `versions`.
 pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
@@ -27,6 +28,21 @@ pub(in crate::config) const ALL: &str = "all";
 pub(super) fn required(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<ProxyRequired>> {
     if report.is_off(at) {
         return Some(None);
+    }
+    if matches!(at.node.value, Value::Scalar(_)) {
+        let word = report.text(at)?;
+        let is_version = VERSIONS.iter().any(|(known, _)| *known == word);
+        let versions = if is_version {
+            format!(", versions: {word}")
+        } else {
+            String::new()
+        };
+        report.add(
+            at.place(),
+            format!("`{}` does not say who may send a header", shorten(&word)),
+            format!("write `proxy_protocol: {{ trusted: [10.0.0.0/8]{versions} }}`, or off"),
+        );
+        return None;
     }
     let section = report.section(at, &REQUIRED_KEYS)?;
     let versions = section
@@ -76,6 +92,7 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
             version: report.choice(at, &SENT_VERSIONS)?,
             crc32c: false,
             pass_tlvs: true,
+            unique_id: false,
         }));
     }
     let section = report.section(at, &SENT_KEYS)?;
@@ -87,6 +104,14 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     };
     let crc32c = flag("crc32c", false);
     let pass_tlvs = flag("pass_tlvs", true);
+    let unique_id = flag("unique_id", false);
+    if unique_id && version == ProxyVersions::V1 {
+        report.add(
+            section.place.clone(),
+            "version 1 has no unique id",
+            "set version to v2, or unique_id to false",
+        );
+    }
     if crc32c && version == ProxyVersions::V1 {
         report.add(
             section.place.clone(),
@@ -98,5 +123,6 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
         version,
         crc32c,
         pass_tlvs,
+        unique_id,
     }))
 }

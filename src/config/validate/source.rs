@@ -258,19 +258,7 @@ fn check_family(
 
 /// Transparent: each client's address must fit each server's.
 fn check_clients(report: &mut Report<'_>, draft: &Draft, upstream: &UpstreamDraft, place: &Place) {
-    let name = Some(upstream.name.as_str());
-    let falls_here = |from: Option<&str>| {
-        let mut upstreams = draft.upstreams.iter();
-        upstreams.any(|it| {
-            Some(it.name.as_str()) == from
-                && it.fallback.as_ref().map(|(to, _)| to.as_str()) == name
-        })
-    };
-    for listener in &draft.listeners {
-        let leads_here = |to: &String| Some(to.as_str()) == name || falls_here(Some(to));
-        if !listener.upstreams().iter().any(|to| leads_here(to)) {
-            continue;
-        }
+    for listener in draft.listeners_to(upstream) {
         let mut servers = upstream.servers.iter().filter_map(|it| it.address.as_ref());
         match &listener.bind {
             Some(Address::Unix(_)) => report.add(

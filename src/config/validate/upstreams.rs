@@ -5,16 +5,20 @@ use super::health::{ON_DOWNS, ON_NO_SERVERS, check, eject};
 use super::source::source;
 use super::{parse_server, proxy, within};
 use crate::config::limits::{
-    DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES, SERVERS_MAX, TIMEOUT,
-    WEIGHT,
+    DEFAULT_RETRY_BUDGET, DEFAULT_UPSTREAM, LISTENERS_MAX, MAX_CONNECTIONS, QUEUE_MAX, RETRIES,
+    RETRIES_PER_SECOND, RETRY_PERCENT, SERVERS_MAX, TIMEOUT, WEIGHT,
 };
-use crate::config::model::{Balance, OnNoServer, Queue, ServerAddress, UpstreamPolicy};
+use crate::config::model::{
+    Balance, HashBy, OnNoServer, Queue, RetryBudget, ServerAddress, UpstreamPolicy,
+};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report, Section};
 
-pub(super) const UPSTREAM_KEYS: [&str; 12] = [
+pub(super) const UPSTREAM_KEYS: [&str; 14] = [
     "balance",
+    "hash",
     "retries",
+    "retry_budget",
     "queue",
     "check",
     "eject",
@@ -27,6 +31,7 @@ pub(super) const UPSTREAM_KEYS: [&str; 12] = [
     "servers",
 ];
 pub(super) const SERVER_KEYS: [&str; 4] = ["address", "weight", "backup", "max_connections"];
+pub(super) const RETRY_BUDGET_KEYS: [&str; 2] = ["percent", "min_per_second"];
 pub(super) const QUEUE_KEYS: [&str; 2] = ["max", "timeout"];
 
 /// The words of `balance`.
@@ -38,6 +43,10 @@ pub(in crate::config) const BALANCES: [(&str, Balance); 6] = [
     ("maglev", Balance::Maglev),
     ("first_available", Balance::FirstAvailable),
 ];
+
+/// The words of `hash`.
+pub(in crate::config) const HASHES: [(&str, HashBy); 2] =
+    [("source", HashBy::Source), ("name", HashBy::Name)];
 
 pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<UpstreamDraft> {
     let Some(named) = report.named(at) else {
@@ -60,6 +69,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
         let policy = section
             .as_ref()
             .map_or(DEFAULT_UPSTREAM, |section| policy(report, section));
+        let hash_at = section.as_ref().and_then(|section| section.get("hash"));
         let check_at = section.as_ref().and_then(|section| section.get("check"));
         let check = check_at.and_then(|at| check(report, at)).flatten();
         let fallback_at = section.as_ref().and_then(|section| section.get("fallback"));
@@ -74,6 +84,7 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
             name: (*name).to_owned(),
             place: at.place(),
             policy,
+            hash_place: hash_at.map(Cursor::place),
             check,
             check_place: check_at.map(Cursor::place),
             fallback,
@@ -87,14 +98,15 @@ pub(super) fn upstreams(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<Upstrea
 }
 
 fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
-    let balance = section
-        .get("balance")
-        .and_then(|at| report.choice(at, &BALANCES))
-        .unwrap_or(DEFAULT_UPSTREAM.balance);
+    let (balance, hash) = balance(report, section);
     let retries = section
         .get("retries")
         .and_then(|at| report.number(at, &RETRIES))
         .unwrap_or(DEFAULT_UPSTREAM.retries);
+    let retry_budget = section
+        .get("retry_budget")
+        .and_then(|at| retry_budget(report, at))
+        .unwrap_or(DEFAULT_UPSTREAM.retry_budget);
     let queue = section
         .get("queue")
         .and_then(|at| queue(report, at))
@@ -124,7 +136,9 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
     }
     UpstreamPolicy {
         balance,
+        hash,
         retries,
+        retry_budget,
         queue,
         eject,
         slow_start,
@@ -136,6 +150,44 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
             .and_then(|at| proxy::sent(report, at))
             .flatten(),
     }
+}
+
+fn balance(report: &mut Report<'_>, section: &Section<'_>) -> (Balance, HashBy) {
+    let balance = match section.get("balance") {
+        Some(at) => report.choice(at, &BALANCES),
+        None => Some(DEFAULT_UPSTREAM.balance),
+    };
+    let hash_at = section.get("hash");
+    let hash = hash_at.and_then(|at| report.choice(at, &HASHES));
+    if let (Some(at), Some(false)) = (hash_at, balance.map(Balance::hashes)) {
+        report.add(
+            at.place(),
+            "means nothing here: this upstream's `balance` does not hash",
+            "set balance to source_hash or maglev, or remove it",
+        );
+    }
+    (
+        balance.unwrap_or(DEFAULT_UPSTREAM.balance),
+        hash.unwrap_or(DEFAULT_UPSTREAM.hash),
+    )
+}
+
+/// `off`, or a section.
+fn retry_budget(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<RetryBudget>> {
+    if report.is_off(at) {
+        return Some(None);
+    }
+    let section = report.section(at, &RETRY_BUDGET_KEYS)?;
+    let percent = section
+        .get("percent")
+        .and_then(|at| report.number(at, &RETRY_PERCENT));
+    let min_per_second = section
+        .get("min_per_second")
+        .and_then(|at| report.number(at, &RETRIES_PER_SECOND));
+    Some(Some(RetryBudget {
+        percent: percent.unwrap_or(DEFAULT_RETRY_BUDGET.percent),
+        min_per_second: min_per_second.unwrap_or(DEFAULT_RETRY_BUDGET.min_per_second),
+    }))
 }
 
 /// `off`, or a section.

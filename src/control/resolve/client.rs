@@ -31,15 +31,18 @@ pub enum AskError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// There is nobody to ask.
-    #[error("no name server is known")]
-    NoServer,
+    /// There was nobody to ask, or no time left for it.
+    #[error("no answer in time")]
+    NoTime,
 }
 
 /// See the head of this file.
 pub(super) struct Client {
-    nameservers: Vec<SocketAddr>,
+    /// Empty: those of the host, as its file says at the moment.
+    configured: Vec<SocketAddr>,
     timeout: Duration,
+    /// The place of the one that answered last: a dead one is not to cost its timeout each time.
+    preferred: Cell<usize>,
     /// Of the ids, which nobody is to guess: SipHash of a counter, under keys that the kernel chose.
     random: RandomState,
     asked: Cell<u64>,
@@ -47,26 +50,53 @@ pub(super) struct Client {
 
 impl Client {
     /// `timeout` is for one answer of one name server.
-    pub(super) fn new(nameservers: Vec<SocketAddr>, timeout: Duration) -> Self {
+    pub(super) fn new(configured: Vec<SocketAddr>, timeout: Duration) -> Self {
         Self {
-            nameservers,
+            configured,
             timeout,
+            preferred: Cell::new(0),
             random: RandomState::new(),
             asked: Cell::new(0),
         }
     }
 
+    fn nameservers(&self) -> Vec<SocketAddr> {
+        if self.configured.is_empty() {
+            of_this_host()
+        } else {
+            self.configured.clone()
+        }
+    }
+
+    /// When the answers for one written server must be there: time for a question of either family to be
+    /// lost at every name server.
+    pub(super) fn deadline(&self) -> Instant {
+        const KINDS: usize = 2;
+        Instant::now() + self.timeout * (self.nameservers().len() * ROUNDS * KINDS) as u32
+    }
+
     /// Asks one name server after the other until one answers, be it that there is no such name.
-    pub(super) fn ask(&self, name: &str, kind: Kind) -> Result<Answer, AskError> {
-        let mut last = AskError::NoServer;
-        for _ in 0..ROUNDS {
-            for &server in &self.nameservers {
-                let query = Query::new(self.id(), name, kind)?;
-                match self.ask_one(server, &query) {
-                    Err(AskError::Dns(error @ DnsError::NoSuchName)) => return Err(error.into()),
-                    Err(error) => last = error,
-                    Ok(answer) => return Ok(answer),
+    pub(super) fn ask(&self, name: &str, kind: Kind, by: Instant) -> Result<Answer, AskError> {
+        let nameservers = self.nameservers();
+        let mut last = AskError::NoTime;
+        for turn in 0..nameservers.len() * ROUNDS {
+            let index = (self.preferred.get() + turn) % nameservers.len();
+            let server = nameservers[index];
+            let until = by.min(Instant::now() + self.timeout);
+            let query = Query::new(self.id(), name, kind)?;
+            let mut result = ask_one(server, &query, true, until);
+            if matches!(result, Err(AskError::Dns(DnsError::NotUnderstood))) {
+                result = ask_one(server, &query, false, until);
+            }
+            match result {
+                Ok(_) | Err(AskError::Dns(DnsError::NoSuchName)) => {
+                    self.preferred.set(index);
+                    return result;
                 }
+                Err(error) => last = error,
+            }
+            if Instant::now() >= by {
+                break;
             }
         }
         Err(last)
@@ -76,53 +106,66 @@ impl Client {
         self.asked.set(self.asked.get() + 1);
         self.random.hash_one(self.asked.get()) as u16
     }
+}
 
-    fn ask_one(&self, server: SocketAddr, query: &Query) -> Result<Answer, AskError> {
-        let io = |source| AskError::Io { server, source };
-        match self.over_udp(server, query).map_err(io)?? {
-            Answer::Truncated => Ok(self.over_tcp(server, query).map_err(io)??),
-            answer => Ok(answer),
+fn ask_one(
+    server: SocketAddr,
+    query: &Query,
+    with_edns: bool,
+    until: Instant,
+) -> Result<Answer, AskError> {
+    let question = query.bytes(with_edns);
+    let io = |source| AskError::Io { server, source };
+    match over_udp(server, query, &question, until).map_err(io)? {
+        Err(DnsError::Truncated) => Ok(over_tcp(server, query, &question, until).map_err(io)??),
+        result => Ok(result?),
+    }
+}
+
+/// Each question has a socket, and so a port, of its own: one more number to guess.
+fn over_udp(
+    server: SocketAddr,
+    query: &Query,
+    question: &[u8],
+    until: Instant,
+) -> io::Result<Result<Answer, DnsError>> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    socket.connect(server)?;
+    socket.send(question)?;
+    // Whatever a datagram holds: more than we asked for may come.
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        socket.set_read_timeout(Some(left(until)?))?;
+        let len = socket.recv(&mut bytes).map_err(in_words)?;
+        match query.read(&mut bytes[..len]) {
+            // Ours may still come.
+            Err(DnsError::NotOurs) => {}
+            result => return Ok(result),
         }
     }
+}
 
-    /// Each question has a socket, and so a port, of its own: one more number to guess.
-    fn over_udp(&self, server: SocketAddr, query: &Query) -> io::Result<Result<Answer, DnsError>> {
-        let any: IpAddr = match server {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-        socket.connect(server)?;
-        socket.send(&query.bytes())?;
-        let deadline = Instant::now() + self.timeout;
-        // Whatever a datagram holds: more than we asked for may come.
-        let mut bytes = vec![0; 1 << 16];
-        loop {
-            socket.set_read_timeout(Some(left(deadline)?))?;
-            let len = socket.recv(&mut bytes).map_err(in_words)?;
-            match query.read(&bytes[..len]) {
-                // Ours may still come.
-                Err(DnsError::NotOurs) => {}
-                result => return Ok(result),
-            }
-        }
-    }
-
-    fn over_tcp(&self, server: SocketAddr, query: &Query) -> io::Result<Result<Answer, DnsError>> {
-        let deadline = Instant::now() + self.timeout;
-        let mut stream = TcpStream::connect_timeout(&server, self.timeout)?;
-        let question = query.bytes();
-        // RFC 1035 section 4.2.2: two bytes of length first, sent together with the message.
-        let mut framed = (question.len() as u16).to_be_bytes().to_vec();
-        framed.extend(question);
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        stream.write_all(&framed).map_err(in_words)?;
-        let mut length = [0; 2];
-        read_by(&mut stream, &mut length, deadline)?;
-        let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
-        read_by(&mut stream, &mut bytes, deadline)?;
-        Ok(query.read(&bytes))
-    }
+fn over_tcp(
+    server: SocketAddr,
+    query: &Query,
+    question: &[u8],
+    until: Instant,
+) -> io::Result<Result<Answer, DnsError>> {
+    let mut stream = TcpStream::connect_timeout(&server, left(until)?)?;
+    // RFC 1035 section 4.2.2: two bytes of length first, sent together with the message.
+    let mut framed = (question.len() as u16).to_be_bytes().to_vec();
+    framed.extend(question);
+    stream.set_write_timeout(Some(left(until)?))?;
+    stream.write_all(&framed).map_err(in_words)?;
+    let mut length = [0; 2];
+    read_by(&mut stream, &mut length, until)?;
+    let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
+    read_by(&mut stream, &mut bytes, until)?;
+    Ok(query.read(&mut bytes))
 }
 
 fn read_by(stream: &mut TcpStream, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
@@ -158,7 +201,7 @@ fn no_answer() -> io::Error {
 }
 
 /// The name servers of this host. Without any, the C library asks the host itself; so do we.
-pub(super) fn of_this_host() -> Vec<SocketAddr> {
+fn of_this_host() -> Vec<SocketAddr> {
     let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     let found = nameservers(&text);
     if found.is_empty() {

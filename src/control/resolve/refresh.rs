@@ -6,15 +6,16 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Answers, Member, Resolver, named};
+use super::{Answers, MEMBERS_MAX, Member, Resolver, named};
 use crate::balance::Random;
 use crate::config::Config;
 use crate::config::model::{Server, ServerAddress};
+use crate::control::source;
 use crate::metrics::Lookups;
-use crate::units::UpstreamId;
+use crate::units::{Address, UpstreamId};
 
 /// More upstreams with names share these.
-const THREADS_MAX: usize = 4;
+pub(super) const THREADS_MAX: usize = 4;
 /// How far an interval varies, in percent: the hosts of a cluster are not to ask in step.
 const JITTER_PERCENT: u64 = 10;
 
@@ -27,6 +28,10 @@ struct Names {
     last: Answers,
     /// By server: whether it has no answer at present.
     failed: Vec<bool>,
+    /// By family, IPv6 first: why servers of it cannot be reached.
+    misfits: [Option<(String, String)>; 2],
+    /// What was left out of the last answers.
+    left_out: usize,
     due: Instant,
 }
 
@@ -58,6 +63,8 @@ pub(in crate::control) fn start(
             servers: upstream.servers.clone(),
             last: resolved[usize::from(id.0)].clone(),
             failed: vec![false; upstream.servers.len()],
+            misfits: [false, true].map(|is_ipv4| source::misfit(config, id, is_ipv4)),
+            left_out: 0,
             due: Instant::now(),
         };
         if count < THREADS_MAX {
@@ -113,14 +120,14 @@ impl<W: Watcher> Refresher<W> {
 
     fn look(&mut self, index: usize) {
         let names = &mut self.names[index];
-        let before = names.last.members();
+        let before = names.last.clone();
         let mut counted = Lookups::default();
         let state = names.last.0.iter_mut().zip(&mut names.failed);
-        for (server, (last, failed)) in names.servers.iter().zip(state) {
+        for (entry, (server, (last, failed))) in names.servers.iter().zip(state).enumerate() {
             if matches!(server.address, ServerAddress::Known(_)) {
                 continue;
             }
-            let result = self.resolver.look_up(server);
+            let result = self.resolver.look_up(entry, server);
             let (upstream, name) = (&names.upstream, &server.address);
             match &result {
                 Ok(_) if *failed => tracing::info!(upstream, %name, "a name has an answer again"),
@@ -132,14 +139,53 @@ impl<W: Watcher> Refresher<W> {
             }
             *failed = result.is_err();
             counted.count(result.is_ok());
-            if let Ok(places) = result {
-                *last = places;
+            if let Ok(members) = result {
+                *last = members;
             }
         }
         self.watcher.looked(names.id, counted);
+        names.leave_out_misfits();
         let members = names.last.members();
-        if members != before {
+        if members.len() > MEMBERS_MAX {
+            let upstream = &names.upstream;
+            tracing::warn!(
+                upstream,
+                "its names have more than {MEMBERS_MAX} addresses: its servers stay as they are"
+            );
+            names.last = before;
+        } else if members != before.members() {
             self.watcher.changed(names.id, members);
         }
+    }
+}
+
+impl Names {
+    /// Addresses that the upstream's source cannot reach are no servers. At the start they are an error.
+    fn leave_out_misfits(&mut self) {
+        let misfit = |address: &Address| match address {
+            Address::Tcp(address) => self.misfits[usize::from(address.is_ipv4())].as_ref(),
+            Address::Unix(_) => None,
+        };
+        let mut left_out = 0;
+        let mut why = None;
+        for members in &mut self.last.0 {
+            members.retain(|member| {
+                let misfit = misfit(&member.address);
+                left_out += usize::from(misfit.is_some());
+                why = misfit.or(why);
+                misfit.is_none()
+            });
+        }
+        if let Some((problem, remedy)) = why
+            && left_out != self.left_out
+        {
+            let upstream = &self.upstream;
+            tracing::warn!(
+                upstream,
+                left_out,
+                "source.{problem}: it is left out; {remedy}"
+            );
+        }
+        self.left_out = left_out;
     }
 }

@@ -59,8 +59,10 @@ impl Shown {
         }
     }
 
-    pub(super) fn forget(&mut self, server: ServerId) {
-        self.servers[usize::from(server.0)] = None;
+    pub(super) fn forget(&mut self, servers: &[ServerId]) {
+        for server in servers {
+            self.servers[usize::from(server.0)] = None;
+        }
     }
 
     pub(super) fn standing(&mut self, server: ServerId) -> Option<&mut ServerStanding> {

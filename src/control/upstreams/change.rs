@@ -1,11 +1,11 @@
 //! Other servers, because their names have other addresses: pools, health, checks, names, one line.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::enrolled;
-use super::watch::{Group, Watcher};
-use crate::balance::SlowStart;
+use super::server_of;
+use super::watch::Watcher;
+use crate::balance::Candidate;
 use crate::control::resolve::Member;
 use crate::sys::clock;
 use crate::units::{ServerId, UpstreamId};
@@ -17,39 +17,44 @@ const REMOVED: &str = "removed";
 
 impl Watcher {
     /// An upstream has these servers from now on.
-    pub(super) fn resolved(&mut self, upstream: UpstreamId, members: &[Member]) {
+    pub(super) fn resolved(&mut self, upstream: UpstreamId, members: Vec<Member>) {
         let now_us = clock::now_us();
         let index = usize::from(upstream.0);
-        let servers = self.enroll(index, members);
-        let before = Arc::clone(&self.groups[index].pool);
+        let servers = self.servers_of(index, &members);
+        let group = &mut self.groups[index];
+        // As many as there are ids for; the others when some are free again.
+        group.waiting = (servers.len() < members.len()).then(|| members.clone());
+        let before = Arc::clone(&group.pool);
         let ids: Vec<ServerId> = servers.iter().map(|(_, server)| server.id).collect();
         let (known, wanted): (HashSet<_>, HashSet<_>) =
             (before.ids().collect(), ids.iter().copied().collect());
-        let gone: Vec<ServerId> = before.ids().filter(|id| !wanted.contains(id)).collect();
-        let new = servers.iter().map(|(_, server)| Arc::clone(server));
-        let new: Vec<Arc<SharedServer>> = new.filter(|it| !known.contains(&it.id)).collect();
-        let group = &mut self.groups[index];
+        let gone = before.servers.iter().map(|(_, server)| server);
+        let gone: Vec<_> = gone
+            .filter(|it| !wanted.contains(&it.id))
+            .cloned()
+            .collect();
+        let new = servers.iter().map(|(_, server)| server);
+        let new: Vec<_> = new.filter(|it| !known.contains(&it.id)).cloned().collect();
         let transitions = group.health.set_servers(&ids, now_us);
-        log(group, &before, &new, &gone);
         for server in &new {
             // It may have been down when it went.
             server.end_sessions(false);
             self.overdue.retain(|(_, waiting)| *waiting != server.id);
-            self.upstream_of.insert(server.id, index);
         }
         self.list(index, &new);
-        for id in gone {
-            self.upstream_of.remove(&id);
-            self.roster.strike(id, now_us);
-            if let Some(standing) = self.board.lock().standing(id) {
+        for server in &gone {
+            self.roster.strike(server.id, now_us);
+            if let Some(standing) = self.board.lock().standing(server.id) {
                 standing.is_up = false;
+                standing.is_removed = true;
                 standing.status = REMOVED;
                 standing.reason = "not in the answer".to_owned();
                 standing.since_us = now_us;
             }
         }
-        self.groups[index].pool = Arc::new(self.pool_of(index, members, servers, &before, now_us));
+        self.groups[index].pool = Arc::new(self.pool_of(index, &members, servers, &before, now_us));
         self.send_pool(index);
+        log(&self.groups[index].config.name, &new, &gone);
         if let Some(checker) = &self.checker {
             checker.set(super::watch::targets(&self.groups));
         }
@@ -57,18 +62,23 @@ impl Watcher {
         self.deadline_us = self.next_deadline_us();
     }
 
-    fn enroll(&mut self, index: usize, members: &[Member]) -> Vec<(usize, Arc<SharedServer>)> {
+    /// The servers that members are, with the members' places.
+    fn servers_of(&mut self, index: usize, members: &[Member]) -> Vec<(usize, Arc<SharedServer>)> {
         let mut servers = Vec::with_capacity(members.len());
-        let group = &self.groups[index];
+        let config = &self.groups[index].config;
+        let id = UpstreamId(index as u16);
         for (place, member) in members.iter().enumerate() {
-            let making = &self.making;
-            match enrolled(&mut self.roster, making, group.id, &group.config, member) {
-                Some(server) => servers.push((place, server)),
-                None => {
-                    let upstream = &group.name;
-                    tracing::warn!(upstream, server = %member.address, "there are too many servers: this one is left out");
-                }
-            }
+            let server = server_of(&mut self.roster, &self.making, id, config, member);
+            servers.extend(server.map(|server| (place, server)));
+        }
+        let left_out = members.len() - servers.len();
+        if left_out > 0 {
+            let upstream = &config.name;
+            tracing::warn!(
+                upstream,
+                left_out,
+                "there are too many servers in all: some are left out for now"
+            );
         }
         servers
     }
@@ -88,7 +98,7 @@ impl Watcher {
         }
     }
 
-    /// Who stays keeps its slow start; who is new begins one.
+    /// Who stays is as it was, but for its weight and rank; who is new begins a slow start.
     fn pool_of(
         &self,
         index: usize,
@@ -98,19 +108,18 @@ impl Watcher {
         now_us: u64,
     ) -> Pool {
         let group = &self.groups[index];
+        let before = before.servers.iter();
+        let before: HashMap<ServerId, &Candidate> = before.map(|(it, _)| (it.id, it)).collect();
         let candidate = |(place, server): (usize, Arc<SharedServer>)| {
             let mut candidate = super::candidate(server.id, &members[place]);
-            let status = group.health.state(server.id).map(|state| state.status);
-            candidate.available = status.is_none_or(|status| status.takes_connections());
-            let mut known = before.servers.iter();
-            let known = known.find(|(known, _)| known.id == server.id);
-            candidate.slow_start = match known {
-                Some((known, _)) => known.slow_start,
-                None => group.slow_start_us.map(|duration_us| SlowStart {
-                    since_us: now_us,
-                    duration_us,
-                }),
-            };
+            if let Some(known) = before.get(&server.id) {
+                candidate.available = known.available;
+                candidate.slow_start = known.slow_start;
+            } else {
+                let status = group.health.state(server.id).map(|state| state.status);
+                candidate.available = status.is_none_or(|status| status.takes_connections());
+                candidate.slow_start = group.slow_start(now_us);
+            }
             (candidate, server)
         };
         Pool {
@@ -120,28 +129,40 @@ impl Watcher {
 
     /// Gives the ids of servers that are long gone back.
     pub(super) fn forget(&mut self, now_us: u64) {
-        for id in self.roster.forget(now_us) {
-            self.overdue.retain(|(_, waiting)| *waiting != id);
-            self.board.lock().forget(id);
-            for core in self.cores.iter() {
-                core.send(Message::Forget(id));
+        let forgotten = self.roster.forget(now_us);
+        if forgotten.is_empty() {
+            return;
+        }
+        self.overdue
+            .retain(|(_, waiting)| !forgotten.contains(waiting));
+        self.board.lock().forget(&forgotten);
+        for core in self.cores.iter() {
+            core.send(Message::Forget(forgotten.clone()));
+        }
+        for index in 0..self.groups.len() {
+            if let Some(members) = self.groups[index].waiting.take() {
+                self.resolved(UpstreamId(index as u16), members);
             }
         }
     }
 }
 
-fn log(group: &Group, before: &Pool, new: &[Arc<SharedServer>], gone: &[ServerId]) {
-    let added: Vec<String> = new.iter().map(|it| it.address.to_string()).collect();
-    let removed: Vec<String> = before
-        .servers
-        .iter()
-        .filter(|(_, server)| gone.contains(&server.id))
-        .map(|(_, server)| server.address.to_string())
-        .collect();
+fn log(upstream: &str, new: &[Arc<SharedServer>], gone: &[Arc<SharedServer>]) {
     tracing::info!(
-        upstream = group.name,
-        added = added.join(" "),
-        removed = removed.join(" "),
+        upstream,
+        added = listed(new),
+        removed = listed(gone),
         "an upstream has other servers"
     );
+}
+
+/// The addresses, as far as anybody reads on.
+fn listed(servers: &[Arc<SharedServer>]) -> String {
+    const SHOWN_MAX: usize = 20;
+    let shown = servers.iter().take(SHOWN_MAX);
+    let mut shown: Vec<String> = shown.map(|it| it.address.to_string()).collect();
+    if servers.len() > SHOWN_MAX {
+        shown.push(format!("and {} more", servers.len() - SHOWN_MAX));
+    }
+    shown.join(" ")
 }

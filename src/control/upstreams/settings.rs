@@ -5,10 +5,11 @@ use std::sync::Arc;
 use crate::balance::Algorithm;
 use crate::balance::health::{Active, Options, Pace, Passive};
 use crate::config::model::{
-    Balance, Check, Eject, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
+    Balance, Check, Eject, HashBy, OnNoServer, ProxyVersions, Upstream, UpstreamPolicy,
 };
 use crate::control::health::{CheckAt, CheckSpec};
 use crate::mode::proxy::Told;
+use crate::policy::retry_budget::Grant;
 use crate::sys::clock::micros;
 use crate::sys::source::Source;
 use crate::wire::proxy::Version;
@@ -35,7 +36,11 @@ pub(in crate::control) fn settings(
             Balance::Maglev => Algorithm::Maglev,
             Balance::FirstAvailable => Algorithm::FirstAvailable,
         },
+        hashes_name: policy.hash == HashBy::Name,
         retries: policy.retries,
+        retry_grant: policy
+            .retry_budget
+            .map(|budget| Grant::of_core(budget.percent.into(), budget.min_per_second, cores)),
         queue_max: policy.queue.max,
         queue_timeout: policy.queue.timeout,
         without_server: match policy.on_no_server {
@@ -51,6 +56,7 @@ pub(in crate::control) fn settings(
             },
             crc32c: sent.crc32c,
             pass_tlvs: sent.pass_tlvs,
+            unique_id: sent.unique_id,
         }),
         source,
     }

@@ -1,6 +1,5 @@
 //! The thread that hears of servers, judges them, and tells the cores.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -34,6 +33,7 @@ pub(in crate::control) struct Watch<'a> {
     pub(in crate::control) pools: Vec<Arc<Pool>>,
     pub(in crate::control) roster: Roster,
     pub(in crate::control) making: Making,
+    pub(in crate::control) news: mpsc::Sender<News>,
     pub(in crate::control) cores: Arc<[Sender<Message>]>,
     pub(in crate::control) heard: mpsc::Receiver<News>,
     pub(in crate::control) board: Board,
@@ -51,7 +51,7 @@ impl Watch<'_> {
         let checker = if targets.is_empty() {
             None
         } else {
-            let results = self.making.news.clone();
+            let results = self.news.clone();
             Some(Checker::start(
                 health::Options::default(),
                 targets,
@@ -61,13 +61,8 @@ impl Watch<'_> {
                 },
             )?)
         };
-        let upstream_of = self.pools.iter().enumerate().flat_map(|(index, pool)| {
-            let servers = pool.servers.iter();
-            servers.map(move |(candidate, _)| (candidate.id, index))
-        });
         self.resolve()?;
         let watcher = Watcher {
-            upstream_of: upstream_of.collect(),
             deadline_us: None,
             groups,
             cores: self.cores,
@@ -89,20 +84,17 @@ impl Watch<'_> {
     fn resolve(&self) -> io::Result<()> {
         let told = Told {
             board: self.board.clone(),
-            news: self.making.news.clone(),
+            news: self.news.clone(),
         };
         refresh::start(self.config, self.resolved, told)
     }
 
     fn groups(&self) -> Vec<Group> {
         let now_us = clock::now_us();
-        let upstreams = self.config.upstreams.iter().zip(&self.pools).enumerate();
-        let group = |(index, (upstream, pool)): (usize, (&_, &Arc<Pool>))| {
-            let upstream: &crate::config::model::Upstream = upstream;
+        let upstreams = self.config.upstreams.iter().zip(&self.pools);
+        let group = |(upstream, pool): (&Upstream, &Arc<Pool>)| {
             let ids: Vec<ServerId> = pool.servers.iter().map(|(it, _)| it.id).collect();
             Group {
-                id: UpstreamId(index as u16),
-                name: upstream.name.clone(),
                 health: UpstreamHealth::new(&ids, judged_by(upstream), now_us),
                 pool: Arc::clone(pool),
                 check: upstream.check.as_ref().map(|check| {
@@ -110,9 +102,8 @@ impl Watch<'_> {
                     checked_by(check, source)
                 }),
                 config: upstream.clone(),
-                slow_start_us: upstream.policy.slow_start.map(micros),
-                on_down: upstream.policy.on_down,
                 drain: self.config.timeouts.drain,
+                waiting: None,
             }
         };
         upstreams.map(group).collect()
@@ -158,15 +149,23 @@ pub(super) fn targets(groups: &[Group]) -> Vec<Target> {
 
 /// One upstream.
 pub(super) struct Group {
-    pub(super) id: UpstreamId,
-    pub(super) name: String,
     pub(super) config: Upstream,
-    pub(super) check: Option<Arc<CheckSpec>>,
+    check: Option<Arc<CheckSpec>>,
     pub(super) health: UpstreamHealth,
     pub(super) pool: Arc<Pool>,
-    pub(super) slow_start_us: Option<u64>,
-    on_down: OnDown,
     drain: Duration,
+    /// Its servers, while there are no ids for some of them.
+    pub(super) waiting: Option<Vec<Member>>,
+}
+
+impl Group {
+    /// Of a server that begins to take sessions now.
+    pub(super) fn slow_start(&self, now_us: u64) -> Option<SlowStart> {
+        self.config.policy.slow_start.map(|duration| SlowStart {
+            since_us: now_us,
+            duration_us: micros(duration),
+        })
+    }
 }
 
 /// See the head of this file.
@@ -178,8 +177,6 @@ pub(super) struct Watcher {
     pub(super) log_names: Namer,
     pub(super) roster: Roster,
     pub(super) making: Making,
-    /// The place of each server's upstream in `groups`.
-    pub(super) upstream_of: HashMap<ServerId, usize>,
     /// When something is to be done although nothing is heard.
     pub(super) deadline_us: Option<u64>,
     /// Servers that are down whose sessions are reset at this time.
@@ -209,7 +206,7 @@ impl Watcher {
                         self.apply(group, &[transition]);
                     }
                 }
-                Ok(News::Resolved(upstream, members)) => self.resolved(upstream, &members),
+                Ok(News::Resolved(upstream, members)) => self.resolved(upstream, members),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -233,7 +230,8 @@ impl Watcher {
 
     /// Its upstream; `None` for a server that is in no pool any more.
     fn group_of(&self, server: ServerId) -> Option<usize> {
-        self.upstream_of.get(&server).copied()
+        let upstream = self.roster.upstream_of(server)?;
+        Some(usize::from(upstream.0))
     }
 
     fn checked(&mut self, server: ServerId, result: CheckResult) {
@@ -295,7 +293,10 @@ impl Watcher {
     pub(super) fn send_pool(&self, index: usize) {
         let group = &self.groups[index];
         for core in self.cores.iter() {
-            core.send(Message::Pool(group.id, Arc::clone(&group.pool)));
+            core.send(Message::Pool(
+                UpstreamId(index as u16),
+                Arc::clone(&group.pool),
+            ));
         }
     }
 
@@ -312,7 +313,7 @@ impl Watcher {
             return;
         }
         let group = &self.groups[index];
-        match group.on_down {
+        match group.config.policy.on_down {
             OnDown::Keep => {}
             OnDown::Close => self.end_sessions(server),
             OnDown::Drain => {
@@ -344,7 +345,7 @@ impl Watcher {
         let (from, to) = (transition.from.as_str(), transition.to.as_str());
         let reason = described(transition.reason);
         let available = group.health.available();
-        let upstream = &group.name;
+        let upstream = &group.config.name;
         let what = match (
             transition.from.takes_connections(),
             transition.to.takes_connections(),
@@ -420,10 +421,7 @@ fn changed(group: &Group, transitions: &[Transition]) -> Pool {
         let comes_back = !candidate.available && transition.to.takes_connections();
         candidate.available = transition.to.takes_connections();
         if comes_back {
-            candidate.slow_start = group.slow_start_us.map(|duration_us| SlowStart {
-                since_us: transition.at_us,
-                duration_us,
-            });
+            candidate.slow_start = group.slow_start(transition.at_us);
         }
     }
     Pool { servers }
@@ -438,6 +436,7 @@ fn address_of(group: &Group, server: ServerId) -> String {
 /// How a server stands, as far as its health is concerned.
 pub(super) fn show(standing: &mut ServerStanding, state: State) {
     standing.is_up = state.up;
+    standing.is_removed = false;
     standing.status = state.status.as_str();
     standing.reason = described(state.reason);
     standing.since_us = state.since_us;

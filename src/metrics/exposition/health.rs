@@ -12,7 +12,8 @@ pub(super) fn health(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "corelay_server_up",
         "1 while the server gets new sessions, as far as its health is concerned.",
     );
-    for (label, standing) in servers() {
+    // A server that is none of the upstream's any more is not down.
+    for (label, standing) in servers().filter(|(_, it)| !it.is_removed) {
         page.sample(label, u8::from(standing.is_up));
     }
     page.counter(

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::metrics::{ClosedKey, CoreMetrics, LatencyHistogram, Names, Scrape};
-use crate::units::ServerId;
 
 /// Upper bounds of the histogram buckets, in microseconds, and as written in `le`, in seconds. From
 /// below a loopback round trip to an hour, the order of magnitude of a long-lived session; about three per decade.
@@ -80,19 +79,19 @@ impl Labels {
         }
     }
 
-    fn has(&self, server: ServerId) -> bool {
-        let label = self.servers.get(usize::from(server.0));
-        label.is_some_and(|label| !label.is_empty())
-    }
-
-    /// `upstream` and `server` of a session; empty where there was none.
-    pub(super) fn server_of(&self, key: &ClosedKey) -> String {
+    /// `upstream` and `server` of a session; empty where there was none. `None` for a server that is forgotten, of
+    /// which a core has not heard yet.
+    pub(super) fn server_of(&self, key: &ClosedKey) -> Option<String> {
         match (key.server, key.upstream) {
-            (Some(server), _) if self.has(server) => self.servers[usize::from(server.0)].clone(),
-            (_, Some(upstream)) => {
-                format!("{},server=\"\"", self.upstreams[usize::from(upstream.0)])
+            (Some(server), _) => {
+                let label = self.servers.get(usize::from(server.0));
+                label.filter(|label| !label.is_empty()).cloned()
             }
-            (_, None) => "upstream=\"\",server=\"\"".to_owned(),
+            (None, Some(upstream)) => {
+                let upstream = &self.upstreams[usize::from(upstream.0)];
+                Some(format!("{upstream},server=\"\""))
+            }
+            (None, None) => Some("upstream=\"\",server=\"\"".to_owned()),
         }
     }
 }

@@ -16,11 +16,14 @@ pub(super) fn sessions(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         // Sorted, so that two scrapes can be compared by eye.
         let closed: BTreeMap<_, _> = core.closed.iter().collect();
         for (key, count) in closed {
+            let Some(server) = labels.server_of(key) else {
+                continue;
+            };
             let pairs = format!(
                 "core=\"{}\",{},{},side=\"{}\",stage=\"{}\",cause=\"{}\"",
                 core.core,
                 labels.listeners[usize::from(key.listener.0)],
-                labels.server_of(key),
+                server,
                 key.reason.side.as_str(),
                 key.reason.stage.as_str(),
                 key.reason.cause.as_str()
@@ -112,6 +115,11 @@ pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Further servers tried after one had failed.",
     );
     page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_total);
+    page.counter(
+        "corelay_upstream_retries_denied_total",
+        "Further servers not tried for want of retry_budget.",
+    );
+    page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_denied_total);
     page.gauge(
         "corelay_upstream_queued",
         "Sessions that wait for a place on a server.",

@@ -72,7 +72,7 @@ const QUESTION: [u8; 2] = [0xC0, 12];
 
 #[test]
 fn a_question_is_what_rfc_1035_says_byte_by_byte() {
-    let bytes = query("App.Example.", Kind::A).bytes();
+    let bytes = query("App.Example.", Kind::A).bytes(true);
     let mut expected = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 1];
     expected.extend(b"\x03app\x07example\x00");
     expected.extend([0, 1, 0, 1]);
@@ -80,7 +80,7 @@ fn a_question_is_what_rfc_1035_says_byte_by_byte() {
     expected.extend([0, 0, 41, 0x04, 0xD0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes, expected);
     for (kind, number) in [(Kind::Aaaa, 28), (Kind::Srv, 33)] {
-        let bytes = query("app.example", kind).bytes();
+        let bytes = query("app.example", kind).bytes(true);
         assert_eq!(bytes[12 + 13..][..2], [0, number]);
     }
 }
@@ -103,13 +103,13 @@ fn addresses_come_through_compression_and_aliases_in_any_order() {
         .record(&QUESTION, CNAME, &encoded("between.example"))
         .record(&encoded("BETWEEN.example"), CNAME, &encoded("real.example"))
         .record(&encoded("real.EXAMPLE"), A, &[192, 0, 2, 2]);
-    let answer = query("APP.example", Kind::A).read(&message.0);
+    let answer = query("APP.example", Kind::A).read(&mut message.0.clone());
     let expected = ["192.0.2.1", "192.0.2.2"].map(|it| it.parse().expect("an address"));
     assert_eq!(answer, Ok(Answer::Addresses(expected.into())));
 
     let address: Ipv6Addr = "2001:db8::1".parse().expect("an address");
     let message = Message::new(0, "app.example", AAAA).record(&QUESTION, AAAA, &address.octets());
-    let answer = query("app.example", Kind::Aaaa).read(&message.0);
+    let answer = query("app.example", Kind::Aaaa).read(&mut message.0.clone());
     assert_eq!(answer, Ok(Answer::Addresses(vec![address.into()])));
 }
 
@@ -126,7 +126,7 @@ fn places_of_a_service_and_its_decided_absence() {
         port,
     };
     assert_eq!(
-        query(name, Kind::Srv).read(&message.0),
+        query(name, Kind::Srv).read(&mut message.0.clone()),
         Ok(Answer::Services(vec![
             service(10, 60, "one.example", 8080),
             service(20, 0, "two.example", 8081)
@@ -134,8 +134,24 @@ fn places_of_a_service_and_its_decided_absence() {
     );
     let absent = Message::new(0, name, SRV).record(&QUESTION, SRV, &srv(0, 0, 0, "."));
     assert_eq!(
-        query(name, Kind::Srv).read(&absent.0),
+        query(name, Kind::Srv).read(&mut absent.0.clone()),
         Ok(Answer::Services(Vec::new()))
+    );
+}
+
+#[test]
+fn what_stands_behind_the_answer_fails_nothing() {
+    let mut message = Message::new(0, "app.example", A).record(&QUESTION, A, &[192, 0, 2, 1]);
+    // A record of an unknown class in the authority section, and one that is cut in the next.
+    message.0[9] = 1;
+    message.0[11] = 1;
+    message.0.extend(QUESTION);
+    message.words(&[6, 0xFFF0, 0, 60, 1]);
+    message.0.extend([0, 0xC0]);
+    let expected = Answer::Addresses(vec![[192, 0, 2, 1].into()]);
+    assert_eq!(
+        query("app.example", Kind::A).read(&mut message.0),
+        Ok(expected)
     );
 }
 
@@ -143,35 +159,47 @@ fn places_of_a_service_and_its_decided_absence() {
 fn what_is_no_answer_says_why() {
     let asked = query("app.example", Kind::A);
     let none = Message::new(0, "app.example", A);
-    assert_eq!(asked.read(&none.0), Ok(Answer::Addresses(Vec::new())));
-    let of = |flags| asked.read(&Message::new(flags, "app.example", A).0);
+    assert_eq!(
+        asked.read(&mut none.0.clone()),
+        Ok(Answer::Addresses(Vec::new()))
+    );
+    let of = |flags| asked.read(&mut Message::new(flags, "app.example", A).0);
     assert_eq!(of(3), Err(DnsError::NoSuchName));
     assert_eq!(of(2), Err(DnsError::ServerFailed(2)));
     assert_eq!(of(5), Err(DnsError::ServerFailed(5)));
-    assert_eq!(of(0x0200), Ok(Answer::Truncated));
+    assert_eq!(of(1), Err(DnsError::NotUnderstood));
+    assert_eq!(of(0x0200), Err(DnsError::Truncated));
+    // Cut in the middle of whatever stood there.
+    let mut cut = Message::new(0x0200, "app.example", A).0;
+    cut[7] = 9;
+    cut.push(0xC0);
+    assert_eq!(asked.read(&mut cut), Err(DnsError::Truncated));
     let mut circle = Message::new(0, "app.example", A);
     circle = circle
         .record(&QUESTION, CNAME, &encoded("b.example"))
         .record(&encoded("b.example"), CNAME, &encoded("app.example"));
-    assert_eq!(asked.read(&circle.0), Err(DnsError::TooManyAliases));
+    assert_eq!(
+        asked.read(&mut circle.0.clone()),
+        Err(DnsError::TooManyAliases)
+    );
 
     let others = [
         Message::new(0, "other.example", A).0,
         Message::new(0, "app.example", AAAA).0,
-        asked.bytes(),
+        asked.bytes(true),
         Vec::new(),
         vec![0; 12],
     ];
-    for bytes in others {
-        assert_eq!(asked.read(&bytes), Err(DnsError::NotOurs), "{bytes:?}");
+    for mut bytes in others {
+        assert_eq!(asked.read(&mut bytes), Err(DnsError::NotOurs), "{bytes:?}");
     }
     let mut cut = none.record(&QUESTION, A, &[192, 0, 2, 1]).0;
     cut.pop();
-    assert_eq!(asked.read(&cut), Err(DnsError::Malformed));
+    assert_eq!(asked.read(&mut cut), Err(DnsError::Malformed));
     // Refused, and without the question.
     let mut bare = vec![0x12, 0x34, 0x80, 0x05];
     bare.extend([0; 8]);
-    assert_eq!(asked.read(&bare), Err(DnsError::ServerFailed(5)));
+    assert_eq!(asked.read(&mut bare), Err(DnsError::ServerFailed(5)));
 }
 
 proptest! {
@@ -189,7 +217,7 @@ proptest! {
             bytes[..2].copy_from_slice(&ID.to_be_bytes());
         }
         for kind in [Kind::A, Kind::Aaaa, Kind::Srv] {
-            let _ = query("app.example", kind).read(&bytes);
+            let _ = query("app.example", kind).read(&mut bytes.clone());
         }
     }
 }

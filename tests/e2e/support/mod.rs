@@ -7,6 +7,7 @@ pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod lines;
 pub(crate) mod metrics;
+pub(crate) mod nameserver;
 pub(crate) mod peer_proxy;
 pub(crate) mod peers;
 pub(crate) mod process;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use corelay_bench::signals::{self, Signal};
 
@@ -135,4 +135,34 @@ pub(crate) fn strace(case: &str) -> Option<String> {
         return None;
     }
     path.map(|path| path.to_str().unwrap().to_owned())
+}
+
+/// What strace(1) does to a system call of one running thread, until this is dropped.
+pub(crate) struct Injection(Child);
+
+impl Injection {
+    /// `inject` is of strace's own words, such as `error=ENFILE:when=1`. Returns when it is in force.
+    #[track_caller]
+    pub(crate) fn into_thread(strace: &str, thread: u32, call: &str, inject: &str) -> Self {
+        let child = Command::new(strace)
+            .args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
+            .args(["-e", &format!("inject={call}:{inject}")])
+            .args(["-p", &thread.to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        super::wait_until("the thread is traced", || {
+            let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap();
+            !status.contains("TracerPid:\t0")
+        });
+        Self(child)
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

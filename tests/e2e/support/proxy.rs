@@ -24,6 +24,7 @@ use super::{DEADLINE, POLL_INTERVAL, wait_for, wait_until};
 /// Exit codes of `corelay run`.
 pub(crate) mod exit {
     pub(crate) const OK: i32 = 0;
+    pub(crate) const FAILED: i32 = 1;
     pub(crate) const BAD_CONFIG: i32 = 2;
     pub(crate) const HOST: i32 = 3;
     pub(crate) const ADDRESS: i32 = 4;

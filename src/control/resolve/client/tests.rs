@@ -27,8 +27,10 @@ fn over_udp(mut reply: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> So
 fn answer(question: &[u8], flags: u16, count: u8) -> Vec<u8> {
     let mut bytes = question.to_vec();
     bytes[2..4].copy_from_slice(&(0x8180 | flags).to_be_bytes());
-    // Without the OPT record at its end.
-    bytes.truncate(bytes.len() - 11);
+    if bytes[11] == 1 {
+        // Without the OPT record at its end.
+        bytes.truncate(bytes.len() - 11);
+    }
     bytes[7] = count;
     bytes[11] = 0;
     for last in 0..count {
@@ -38,7 +40,8 @@ fn answer(question: &[u8], flags: u16, count: u8) -> Vec<u8> {
 }
 
 fn asks(servers: &[SocketAddr], timeout: Duration) -> Result<Answer, AskError> {
-    Client::new(servers.to_vec(), timeout).ask("app.example", Kind::A)
+    let client = Client::new(servers.to_vec(), timeout);
+    client.ask("app.example", Kind::A, client.deadline())
 }
 
 fn addresses(count: u8) -> Answer {
@@ -67,7 +70,8 @@ fn every_question_has_an_id_and_a_port_of_its_own() {
     });
     let client = Client::new(vec![server], TIMEOUT);
     for _ in 0..20 {
-        client.ask("app.example", Kind::A).expect("an answer");
+        let answer = client.ask("app.example", Kind::A, client.deadline());
+        answer.expect("an answer");
     }
     let mut ids: Vec<_> = ids.try_iter().collect();
     ids.sort_unstable();
@@ -100,7 +104,42 @@ fn the_next_server_is_asked_when_one_fails_and_not_when_it_knows_better() {
     );
     let refused = asks(&[failing], TIMEOUT).expect_err("it fails");
     assert_eq!(refused.to_string(), "the name server failed (RCODE 2)");
-    assert!(matches!(asks(&[], TIMEOUT), Err(AskError::NoServer)));
+}
+
+#[test]
+fn who_answered_last_is_asked_first() {
+    let (seen, asked) = mpsc::channel();
+    let silent = over_udp(move |_| {
+        seen.send(()).expect("awaited");
+        Vec::new()
+    });
+    let working = over_udp(|question| vec![answer(question, 0, 1)]);
+    let client = Client::new(vec![silent, working], SHORT);
+    for _ in 0..3 {
+        let answer = client.ask("app.example", Kind::A, client.deadline());
+        answer.expect("an answer");
+    }
+    assert_eq!(asked.try_iter().count(), 1);
+}
+
+#[test]
+fn who_does_not_know_edns_is_asked_without() {
+    let server = over_udp(|question| {
+        let has_edns = question[11] == 1;
+        vec![answer(question, u16::from(has_edns), u8::from(!has_edns))]
+    });
+    assert_eq!(asks(&[server], TIMEOUT).expect("an answer"), addresses(1));
+}
+
+#[test]
+fn nobody_is_asked_beyond_the_deadline() {
+    let silent = over_udp(|_| Vec::new());
+    let client = Client::new(vec![silent; 8], TIMEOUT);
+    let began = Instant::now();
+    let by = began + SHORT;
+    let late = client.ask("app.example", Kind::A, by);
+    assert!(matches!(late, Err(AskError::Io { .. })), "{late:?}");
+    assert!(began.elapsed() < TIMEOUT);
 }
 
 #[test]
