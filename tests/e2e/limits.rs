@@ -140,11 +140,10 @@ fn case_61_the_kernels_shortage_is_waited_out_and_no_servers_fault() {
         expect_bytes(&mut client, b"x");
         drop((client, shortage));
         let lines = proxy.access_lines(accepted + 2 * (index + 1));
-        let refused = lines[accepted..]
-            .iter()
-            .filter(|line| line["server"].is_null());
-        assert_eq!(refused.clone().count(), index + 1);
-        assert_reason(refused.last().unwrap(), "local/connect/local_resources");
+        let refused = lines[accepted..].iter();
+        let refused: Vec<_> = refused.filter(|line| line["server"].is_null()).collect();
+        assert_eq!(refused.len(), index + 1);
+        assert_reason(refused[index], "local/connect/local_resources");
     }
     assert_eq!(proxy.metrics().sum("corelay_server_up"), 1.0);
     drop(greet);
