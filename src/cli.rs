@@ -59,6 +59,7 @@ Examples:
   corelay demo                                    see it work, nothing else needed
   corelay relay --listen 9000 --to 127.0.0.1:9090 --to 127.0.0.1:9091
   corelay check --config config.yaml --print      what would run, with every default
+  corelay schema > corelay.schema.json            for an editor that checks as you type
   corelay run --config /etc/corelay/config.yaml
 
 Exit codes:
@@ -90,6 +91,8 @@ pub enum Command {
     Relay(RelayArgs),
     /// Report every error of a configuration file; binds nothing
     Check(CheckArgs),
+    /// Print a JSON Schema of the configuration, for editors
+    Schema,
     /// Tell what this host offers and what Corelay will use
     Doctor(DoctorArgs),
     /// Run a whole example: two built-in servers, a listener, a burst of traffic
@@ -195,6 +198,16 @@ fn check_to(args: &CheckArgs, stdout: &mut dyn Write, stderr: &mut dyn Write) ->
         ),
         Err(error) => (ExitCode::BadConfig, writeln!(stderr, "{error}")),
     };
+    after_writing(code, written)
+}
+
+/// Prints the schema of the configuration.
+pub fn schema() -> ExitCode {
+    let written = write!(std::io::stdout().lock(), "{}", config::schema());
+    after_writing(ExitCode::Ok, written)
+}
+
+fn after_writing(code: ExitCode, written: std::io::Result<()>) -> ExitCode {
     match written {
         Ok(()) => code,
         // The reader went away (`| head`): the verdict stands. Anything else lost the output.
@@ -247,7 +260,15 @@ mod tests {
                 "{code:?}"
             );
         }
-        for command in ["run", "relay", "check", "doctor", "demo", "--version"] {
+        for command in [
+            "run",
+            "relay",
+            "check",
+            "schema",
+            "doctor",
+            "demo",
+            "--version",
+        ] {
             assert!(help.contains(command), "{command}");
         }
     }

@@ -23,6 +23,7 @@ fn main() -> process::ExitCode {
             args.admin.as_deref(),
         )),
         Command::Check(args) => cli::check(&args),
+        Command::Schema => cli::schema(),
         Command::Doctor(args) => examine(&args),
         Command::Demo(args) => show(&args),
     };

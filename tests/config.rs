@@ -16,6 +16,8 @@ use corelay::config::{self, LoadError};
 
 #[path = "config/properties.rs"]
 mod properties;
+#[path = "config/schema.rs"]
+mod schema;
 
 /// Fewer would mean that files went missing.
 const INVALID_FILES_MIN: usize = 35;

@@ -185,6 +185,10 @@ pub const CHECK_TIME: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(24 * 60 * 60);
 /// Checks in a row that decide.
 pub const CHECK_COUNT: RangeInclusive<u64> = 1..=100;
+/// How far the interval varies: up to all of it.
+pub const JITTER_PERCENT: RangeInclusive<u64> = 0..=100;
+/// Where a check asks, if not where the server listens. No server has port 0.
+pub const CHECK_PORT: RangeInclusive<u64> = 1..=65_535;
 /// Bytes that a check sends or expects, in bytes.
 pub const CHECK_BYTES_MAX: usize = 4096;
 /// A dead server is noticed within 5 + 2 × 1 + 2 = 9 s, a live one costs it a handshake every 5 s.
@@ -203,6 +207,8 @@ pub const DEFAULT_CHECK: Check = Check {
 pub const HTTP_STATUS: RangeInclusive<u64> = 100..=599;
 /// Failures in a row.
 pub const EJECT_FAILURES: RangeInclusive<u64> = 1..=10_000;
+/// Share of an upstream's servers.
+pub const EJECT_PERCENT: RangeInclusive<u64> = 1..=100;
 /// Five in a row are no accident; ten seconds cost little if they were one. Half of the servers must
 /// carry the load of all, so that no fault of the path to them takes more away.
 pub const DEFAULT_EJECT: Eject = Eject {

@@ -8,6 +8,8 @@
 //!     (the first)   └────────────── all of them at once ─────────────────┘
 //! ```
 //!
+//! [`schema()`] tells editors what may be written.
+//!
 //! It opens no socket and resolves no name: what a host can do with a valid configuration is for
 //! `doctor` and `run` to find out. Nothing optional is left in the model.
 
@@ -20,6 +22,7 @@ mod problem;
 mod raw;
 mod read;
 mod render;
+mod schema;
 mod suggest;
 mod validate;
 
@@ -29,6 +32,7 @@ pub use address::can_be_server;
 pub use model::Config;
 pub use problem::{LoadError, Position, Problem};
 pub use render::render;
+pub use schema::schema;
 
 use read::Finding;
 

@@ -41,7 +41,7 @@ pub struct Config {
     pub tcp: TcpOptions,
     /// At least one. A [`crate::units::ListenerId`] is an index into it.
     pub listeners: Vec<Listener>,
-    /// At least one. An [`UpstreamId`] is an index into it.
+    /// At least one. An [`UpstreamId`](crate::units::UpstreamId) is an index into it.
     pub upstreams: Vec<Upstream>,
     /// How names of servers are resolved.
     pub dns: Dns,

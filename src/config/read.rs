@@ -3,6 +3,7 @@
 //! Getters return `None` after they noted a problem, so that the caller can put a default in and
 //! find the next problem. It knows kinds of values but no key of the configuration.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -175,6 +176,23 @@ impl<'e> Report<'e> {
         }
     }
 
+    /// The items of a list that must have some, or the one value that stands in place of it.
+    pub(super) fn one_or_list<'n>(
+        &mut self,
+        at: &Cursor<'n>,
+        remedy: &str,
+    ) -> Option<Vec<Cursor<'n>>> {
+        if !matches!(at.node.value, Value::List(_)) {
+            return Some(vec![at.clone()]);
+        }
+        let items = self.list(at)?;
+        if items.is_empty() {
+            self.add(at.place(), "the list is empty", remedy);
+            return None;
+        }
+        Some(items)
+    }
+
     /// The entries of a mapping, the first of equal keys only; the others are noted. `null` is an
     /// empty mapping: a section whose every line is commented out.
     fn entries<'n>(&mut self, at: &Cursor<'n>) -> Option<Vec<(&'n str, NodeId, Cursor<'n>)>> {
@@ -261,8 +279,12 @@ impl<'e> Report<'e> {
         Some(named)
     }
 
-    /// A whole number within limits.
-    pub(super) fn number(&mut self, at: &Cursor<'_>, range: &RangeInclusive<u64>) -> Option<u64> {
+    /// A whole number within limits, in the type that keeps it, which must hold the whole range.
+    pub(super) fn number<T: TryFrom<u64, Error: fmt::Debug>>(
+        &mut self,
+        at: &Cursor<'_>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<T> {
         let text = self.text(at)?;
         let remedy = format!(
             "write a whole number from {} to {}",
@@ -271,7 +293,9 @@ impl<'e> Report<'e> {
         );
         let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<u64>() {
-            Ok(number) if digits_only && range.contains(&number) => Some(number),
+            Ok(number) if digits_only && range.contains(&number) => {
+                Some(T::try_from(number).expect("the type holds the range"))
+            }
             _ if digits_only => {
                 self.add(
                     at.place(),
@@ -308,11 +332,11 @@ impl<'e> Report<'e> {
     }
 
     /// A whole number within limits, or `off`.
-    pub(super) fn number_or_off(
+    pub(super) fn number_or_off<T: TryFrom<u64, Error: fmt::Debug>>(
         &mut self,
         at: &Cursor<'_>,
         range: &RangeInclusive<u64>,
-    ) -> Option<Option<u64>> {
+    ) -> Option<Option<T>> {
         if self.is_off(at) {
             return Some(None);
         }

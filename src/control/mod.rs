@@ -450,7 +450,8 @@ fn service(config: &Config, options: socket::Options, pipes_max: usize, cores: u
     }
 }
 
-/// Different in each process, so that two of them do not draw the same servers in step.
+/// Different each time and in each process, so that two of them do not draw the same servers in step. The
+/// standard library's own source of a random number.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())

@@ -1,7 +1,7 @@
 //! From the servers of the configuration to addresses: host names, and the SRV records of services.
 //!
 //! Cores never resolve: a slow name server must not stop traffic. Names are looked up at the start, where
-//! one without an answer is an error, and by threads of their own from then on ([`refresh`]).
+//! one without an answer is an error, and by threads of their own from then on (`refresh`).
 
 mod client;
 pub(super) mod refresh;

@@ -21,7 +21,7 @@ use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
 use proptest::prelude::*;
 
-use super::{cases, load, repository, uncomment};
+use super::{cases, load, repository, schema, uncomment};
 
 const BALANCES: [Balance; 6] = [
     Balance::RoundRobin,
@@ -584,6 +584,12 @@ proptest! {
             Ok(loaded) => prop_assert_eq!(loaded, config, "{}", rendered),
             Err(error) => prop_assert!(false, "{}\n{}", error, rendered),
         }
+    }
+
+    #[test]
+    fn every_configuration_validates(config in a_config()) {
+        let rendered = config::render(&config);
+        prop_assert_eq!(schema::refuses(&rendered), None, "{}", rendered);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use super::bytes;
 use crate::config::limits::{
-    CHECK_BYTES_MAX, CHECK_COUNT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT, EJECT_FAILURES,
-    HTTP_STATUS, TIMEOUT,
+    CHECK_BYTES_MAX, CHECK_COUNT, CHECK_PORT, CHECK_TIME, DEFAULT_CHECK, DEFAULT_EJECT,
+    EJECT_FAILURES, EJECT_PERCENT, HTTP_STATUS, JITTER_PERCENT, TIMEOUT,
 };
 use crate::config::model::{Check, CheckHeader, CheckKind, Eject, Expect, OnDown, OnNoServer};
 use crate::config::raw::Value;
@@ -72,7 +72,7 @@ pub(super) fn eject(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<E
     let max = duration("max", DEFAULT_EJECT.max);
     let max_percent = section
         .get("max_percent")
-        .and_then(|at| report.number(at, &(1..=100)));
+        .and_then(|at| report.number(at, &EJECT_PERCENT));
     if max < period && section.get("max").is_some() {
         report.add(
             section.place.clone(),
@@ -81,10 +81,10 @@ pub(super) fn eject(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<E
         );
     }
     Some(Some(Eject {
-        failures: failures.map_or(DEFAULT_EJECT.failures, |failures| failures as u32),
+        failures: failures.unwrap_or(DEFAULT_EJECT.failures),
         period,
         max: max.max(period),
-        max_percent: max_percent.map_or(DEFAULT_EJECT.max_percent, |percent| percent as u8),
+        max_percent: max_percent.unwrap_or(DEFAULT_EJECT.max_percent),
     }))
 }
 
@@ -102,8 +102,7 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
             );
             return None;
         }
-        let words = [("tcp", Type::Tcp), ("tls", Type::Tls), ("http", Type::Http)];
-        let kind = match report.choice(at, &words)? {
+        let kind = match report.choice(at, &CHECKS)? {
             Type::Http => CheckKind::Http {
                 path: "/".to_owned(),
                 host: "localhost".to_owned(),
@@ -130,23 +129,23 @@ pub(super) fn check(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<C
     let mut count = |key, range: &RangeInclusive<u64>, default: u32| {
         let at = section.get(key);
         at.and_then(|at| report.number(at, range))
-            .map_or(default, |count| count as u32)
+            .unwrap_or(default)
     };
     let rise = count("rise", &CHECK_COUNT, DEFAULT_CHECK.rise);
     let fall = count("fall", &CHECK_COUNT, DEFAULT_CHECK.fall);
-    let jitter = u32::from(DEFAULT_CHECK.jitter_percent);
-    let jitter_percent = count("jitter_percent", &(0..=100), jitter) as u8;
+    let jitter_percent = section
+        .get("jitter_percent")
+        .and_then(|at| report.number(at, &JITTER_PERCENT));
     let port = section
         .get("port")
-        .and_then(|at| report.number(at, &(1..=65_535)))
-        .map(|port| port as u16);
+        .and_then(|at| report.number(at, &CHECK_PORT));
     let kind = kind?;
     let header = header(report, &section, &kind);
     Some(Some(Check {
         kind,
         interval,
         fast_interval,
-        jitter_percent,
+        jitter_percent: jitter_percent.unwrap_or(DEFAULT_CHECK.jitter_percent),
         timeout,
         rise,
         fall,
@@ -172,12 +171,24 @@ fn header(report: &mut Report<'_>, section: &Section<'_>, kind: &CheckKind) -> O
 const DEFAULT_STATUS: RangeInclusive<u16> = 200..=399;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Type {
+pub(in crate::config) enum Type {
     Tcp,
     Exchange,
     Http,
     Tls,
 }
+
+/// The words of `check.type`.
+pub(in crate::config) const CHECK_TYPES: [(&str, Type); 4] = [
+    ("tcp", Type::Tcp),
+    ("tls", Type::Tls),
+    ("http", Type::Http),
+    ("exchange", Type::Exchange),
+];
+
+/// The words that stand for a whole `check`. An exchange has none: it needs what to expect.
+pub(in crate::config) const CHECKS: [(&str, Type); 3] =
+    [CHECK_TYPES[0], CHECK_TYPES[1], CHECK_TYPES[2]];
 
 /// Which keys belong to which type.
 const OF_TYPE: [(&str, Type); 7] = [
@@ -191,21 +202,15 @@ const OF_TYPE: [(&str, Type); 7] = [
 ];
 
 fn kind(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {
-    let words = [
-        ("tcp", Type::Tcp),
-        ("exchange", Type::Exchange),
-        ("http", Type::Http),
-        ("tls", Type::Tls),
-    ];
     let which = match section.get("type") {
-        Some(at) => report.choice(at, &words)?,
+        Some(at) => report.choice(at, &CHECK_TYPES)?,
         None => Type::Tcp,
     };
     for (key, belongs_to) in OF_TYPE {
         if belongs_to != which
             && let Some(at) = section.get(key)
         {
-            let (word, _) = words.iter().find(|(_, it)| *it == belongs_to)?;
+            let (word, _) = CHECK_TYPES.iter().find(|(_, it)| *it == belongs_to)?;
             report.add(
                 at.place(),
                 "means nothing for this type of check",
@@ -293,11 +298,8 @@ fn http(report: &mut Report<'_>, section: &Section<'_>) -> Option<CheckKind> {
 
 /// `200`, `200-299`, or a list of those.
 fn statuses(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<RangeInclusive<u16>>> {
-    if matches!(at.node.value, Value::List(_)) {
-        let items = report.list(at)?;
-        return items.iter().map(|item| status(report, item)).collect();
-    }
-    Some(vec![status(report, at)?])
+    let items = report.one_or_list(at, "write 200, 200-299, or remove the key")?;
+    items.iter().map(|item| status(report, item)).collect()
 }
 
 fn status(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<RangeInclusive<u16>> {

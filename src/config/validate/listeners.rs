@@ -56,10 +56,8 @@ fn listener(report: &mut Report<'_>, name: &str, at: &Cursor<'_>) -> Option<List
     let target = target::read(report, &section);
     let backlog = section
         .get("backlog")
-        .and_then(|at| report.number(at, &BACKLOG));
-    let backlog = backlog.map_or(DEFAULT_BACKLOG, |length| {
-        u32::try_from(length).expect("within BACKLOG")
-    });
+        .and_then(|at| report.number(at, &BACKLOG))
+        .unwrap_or(DEFAULT_BACKLOG);
     let unix_mode = section
         .get("unix_mode")
         .and_then(|at| unix_mode(report, at))

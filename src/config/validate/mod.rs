@@ -22,14 +22,14 @@ mod target;
 mod upstreams;
 
 pub(super) use dns::FAMILIES;
-pub(super) use health::{CHECK_HEADERS, ON_DOWNS, ON_NO_SERVERS};
+pub(super) use health::{CHECK_HEADERS, CHECK_TYPES, CHECKS, ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
-pub(super) use proxy::VERSIONS;
+pub(super) use proxy::{ALL, SENT_VERSIONS, VERSIONS};
 pub(super) use route::ROUTE_BYS;
 pub(super) use settings::{
-    ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS,
+    ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS, WORKERS_AUTO,
 };
-pub(super) use source::dscp_word;
+pub(super) use source::{DSCPS, dscp_word};
 pub(super) use target::SPLITS_BY;
 pub(super) use upstreams::{BALANCES, HASHES};
 
@@ -57,7 +57,8 @@ const ROOT_KEYS: [&str; 10] = [
     "log",
 ];
 const ADMIN_KEYS: [&str; 1] = ["bind"];
-const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
+/// The keys of an item of the compact form: where it listens, and where it goes.
+pub(super) const COMPACT_KEYS: [&str; 2] = ["listen", "forward"];
 
 /// Every key of the full form, as a path; `NAME` stands for a name that the user gives.
 pub(super) fn known_keys() -> Vec<String> {

@@ -11,7 +11,6 @@ use crate::config::limits::{
 use crate::config::model::{
     Access, AccessRule, AccessSource, ConnectionRate, Limits, OnRefuse, PerSource, Verdict,
 };
-use crate::config::raw::Value;
 use crate::config::read::{Cursor, Place, Report, Section};
 use crate::units::network::Network;
 use crate::units::{Address, shorten};
@@ -121,16 +120,14 @@ fn limits(report: &mut Report<'_>, section: &Section<'_>) -> Limits {
 
 fn connections(report: &mut Report<'_>, section: &Section<'_>) -> Option<u32> {
     let at = section.get("connections")?;
-    let most = report.number_or_off(at, &LISTENER_CONNECTIONS).flatten()?;
-    Some(u32::try_from(most).expect("within LISTENER_CONNECTIONS"))
+    report.number_or_off(at, &LISTENER_CONNECTIONS).flatten()
 }
 
 /// `rate` and `burst`, which is one second of the rate if it is not said.
 fn rate(report: &mut Report<'_>, section: &Section<'_>) -> Option<ConnectionRate> {
     let mut number = |key| {
         let at = section.get(key)?;
-        let number = report.number_or_off(at, &CONNECTION_RATE).flatten()?;
-        Some(u32::try_from(number).expect("within CONNECTION_RATE"))
+        report.number_or_off(at, &CONNECTION_RATE).flatten()
     };
     let (rate, burst) = (number("rate"), number("burst"));
     let is_without_rate = section.get("rate").is_none_or(|at| report.is_off(at));
@@ -153,26 +150,25 @@ fn per_source(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<PerSource> {
     let default = DEFAULT_LIMITS.per_source;
     let connections = connections(report, &section);
     let rate = rate(report, &section);
-    let mut number = |key, range, default: u32| {
+    let mut bits = |key, range, default| {
         let at = section.get(key);
         at.and_then(|at| report.number(at, range))
-            .map_or(default, |number| {
-                u32::try_from(number).expect("within its range")
-            })
+            .unwrap_or(default)
     };
-    let narrow = |bits| u8::try_from(bits).expect("128 at most");
-    let v4 = number("v4_prefix", &V4_PREFIX_BITS, default.v4_prefix_bits.into());
-    let v6 = number("v6_prefix", &V6_PREFIX_BITS, default.v6_prefix_bits.into());
-    let table = number("table", &SOURCE_TABLE, default.table);
+    let v4_prefix_bits = bits("v4_prefix", &V4_PREFIX_BITS, default.v4_prefix_bits);
+    let v6_prefix_bits = bits("v6_prefix", &V6_PREFIX_BITS, default.v6_prefix_bits);
+    let table = section
+        .get("table")
+        .and_then(|at| report.number(at, &SOURCE_TABLE));
     let on_full = section
         .get("on_full")
         .and_then(|at| report.choice(at, &ON_FULLS));
     Some(PerSource {
         connections,
         rate,
-        v4_prefix_bits: narrow(v4),
-        v6_prefix_bits: narrow(v6),
-        table,
+        v4_prefix_bits,
+        v6_prefix_bits,
+        table: table.unwrap_or(default.table),
         on_full: on_full.unwrap_or(default.on_full),
     })
 }
@@ -241,23 +237,10 @@ fn rule(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<(Verdict, Sources)> 
             return None;
         }
     };
-    let Value::List(_) = at.node.value else {
-        let text = report.text(at)?;
-        if text == ACCESS_ALL {
-            return Some((verdict, Sources::All));
-        }
-        let source = source(report, at, &text)?;
-        return Some((verdict, Sources::Some(vec![source])));
-    };
-    let items = report.list(at)?;
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "the list is empty",
-            "name a network, or remove the rule",
-        );
-        return None;
+    if report.is_word(at, ACCESS_ALL) {
+        return Some((verdict, Sources::All));
     }
+    let items = report.one_or_list(at, "name a network, or remove the rule")?;
     let read = |item| {
         let text = report.text(item)?;
         source(report, item, &text)

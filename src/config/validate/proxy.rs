@@ -17,6 +17,10 @@ pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
     ("v2", ProxyVersions::V2),
 ];
 
+/// The words of `version`: of a header that is sent.
+pub(in crate::config) const SENT_VERSIONS: [(&str, ProxyVersions); 2] =
+    [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
+
 /// The word for every network.
 pub(in crate::config) const ALL: &str = "all";
 
@@ -60,18 +64,8 @@ pub(super) fn required(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Optio
 
 /// `all`, one network, or a list of networks.
 fn networks(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<Network>> {
-    let items = match &at.node.value {
-        Value::List(_) => report.list(at)?,
-        _ => vec![at.clone()],
-    };
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "the list is empty: nobody could connect",
-            "name the networks of the proxies in front, like [10.0.0.0/8], or all",
-        );
-        return None;
-    }
+    let remedy = "name the networks of the proxies in front, like [10.0.0.0/8], or all";
+    let items = report.one_or_list(at, remedy)?;
     let mut networks = Vec::new();
     for item in &items {
         let text = report.text(item)?;
@@ -93,10 +87,9 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     if report.is_off(at) {
         return Some(None);
     }
-    let versions = [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
     if !matches!(at.node.value, Value::Map(_)) {
         return Some(Some(ProxySent {
-            version: report.choice(at, &versions)?,
+            version: report.choice(at, &SENT_VERSIONS)?,
             crc32c: false,
             pass_tlvs: true,
             unique_id: false,
@@ -104,7 +97,7 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     }
     let section = report.section(at, &SENT_KEYS)?;
     let version_at = section.require(report, "version", "version: v2");
-    let version = version_at.and_then(|at| report.choice(at, &versions))?;
+    let version = version_at.and_then(|at| report.choice(at, &SENT_VERSIONS))?;
     let mut flag = |key, default| {
         let at = section.get(key);
         at.and_then(|at| report.boolean(at)).unwrap_or(default)

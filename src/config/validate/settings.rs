@@ -25,6 +25,9 @@ pub(super) const KEEPALIVE_KEYS: [&str; 3] = ["idle", "interval", "count"];
 pub(super) const ACCEPT_KEYS: [&str; 4] = ["steer", "defer", "fast_open", "handoff"];
 pub(super) const LOG_KEYS: [&str; 4] = ["level", "format", "access", "access_file"];
 
+/// The word for one worker on each CPU.
+pub(in crate::config) const WORKERS_AUTO: &str = "auto";
+
 /// The word for the access log on standard output.
 pub(in crate::config) const ACCESS_TO_STDOUT: &str = "stdout";
 
@@ -35,7 +38,7 @@ pub(super) fn workers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Worker
         return worker_cpus(report, at, cpus_max);
     }
     let text = report.text(at)?;
-    if text == "auto" {
+    if text == WORKERS_AUTO {
         return Some(Workers::Auto);
     }
     match text.parse::<usize>() {
@@ -69,7 +72,6 @@ fn worker_cpus(report: &mut Report<'_>, at: &Cursor<'_>, cpus_max: u64) -> Optio
         let Some(cpu) = report.number(item, &(0..=cpus_max - 1)) else {
             continue;
         };
-        let cpu = usize::try_from(cpu).expect("below CPUS_MAX");
         if cpus.contains(&cpu) {
             report.add(
                 item.place(),
@@ -92,8 +94,8 @@ pub(super) fn buffers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Buffer
         .get("per_core")
         .map(|at| report.number(at, &BUFFERS_PER_CORE));
     let size = size.unwrap_or(Some(u64::from(DEFAULT_BUFFERS.size_bytes)))?;
-    let per_core = per_core.unwrap_or(Some(u64::from(DEFAULT_BUFFERS.per_core)))?;
-    let slab = ByteSize(size * per_core);
+    let per_core = per_core.unwrap_or(Some(DEFAULT_BUFFERS.per_core))?;
+    let slab = ByteSize(size * u64::from(per_core));
     if slab.0 > SLAB_MAX_BYTES {
         let problem = format!("size × per_core is {slab} for each core");
         report.add(
@@ -105,7 +107,7 @@ pub(super) fn buffers(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Buffer
     }
     Some(Buffers {
         size_bytes: u32::try_from(size).expect("within BUFFER_SIZE_BYTES"),
-        per_core: u32::try_from(per_core).expect("within BUFFERS_PER_CORE"),
+        per_core,
     })
 }
 
@@ -202,9 +204,7 @@ fn keepalive(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Keepaliv
     Some(Some(Keepalive {
         idle: idle.unwrap_or(DEFAULT_KEEPALIVE.idle),
         interval: interval.unwrap_or(DEFAULT_KEEPALIVE.interval),
-        count: count.map_or(DEFAULT_KEEPALIVE.count, |count| {
-            u32::try_from(count).expect("within KEEPALIVE_COUNT")
-        }),
+        count: count.unwrap_or(DEFAULT_KEEPALIVE.count),
     }))
 }
 
@@ -249,8 +249,7 @@ pub(super) fn accept(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Accept>
     let fast_open = section
         .get("fast_open")
         .and_then(|at| report.number_or_off(at, &FAST_OPEN))
-        .flatten()
-        .map(|queue| u32::try_from(queue).expect("within FAST_OPEN"));
+        .flatten();
     let handoff = section
         .get("handoff")
         .and_then(|at| report.choice(at, &HANDOFFS));

@@ -6,7 +6,6 @@ use super::cross::{Draft, UpstreamDraft};
 use crate::config::address::unusable_source;
 use crate::config::limits::{DSCP_MAX, KERNEL_NAME_MAX_BYTES, MARK, SOURCE_ADDRESSES_MAX};
 use crate::config::model::{AddressRange, ServerAddress, Source};
-use crate::config::raw::Value;
 use crate::config::read::{Cursor, Place, Report};
 use crate::units::{Address, shorten};
 
@@ -20,7 +19,7 @@ pub(super) const SOURCE_KEYS: [&str; 6] = [
 ];
 
 /// The words of `dscp`: RFC 2474, 2597, 3246, 5865 and 8622.
-const DSCPS: [(&str, u8); 23] = [
+pub(in crate::config) const DSCPS: [(&str, u8); 23] = [
     ("cs0", 0),
     ("cs1", 8),
     ("cs2", 16),
@@ -91,17 +90,8 @@ pub(super) fn source(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<
 
 /// One address, one range, or a list of those.
 fn addresses(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<AddressRange> {
-    let items = match at.node.value {
-        Value::List(_) => report.list(at).unwrap_or_default(),
-        _ => vec![at.clone()],
-    };
-    if items.is_empty() {
-        report.add(
-            at.place(),
-            "there is no address",
-            "add one, like 10.0.0.10, or remove the key",
-        );
-    }
+    let remedy = "add an address, like 10.0.0.10, or remove the key";
+    let items = report.one_or_list(at, remedy).unwrap_or_default();
     let mut ranges: Vec<AddressRange> = Vec::new();
     for item in &items {
         let Some(range) = range(report, item) else {

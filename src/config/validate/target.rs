@@ -76,14 +76,13 @@ fn parts(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Vec<(NameDraft, u16
     let mut parts = Vec::new();
     let mut is_whole = true;
     for (name, at) in report.named(at)? {
-        let weight = report.number(&at, &WEIGHT);
+        let weight: Option<u16> = report.number(&at, &WEIGHT);
         is_whole &= weight.is_some();
         let name = NameDraft {
             name: name.to_owned(),
             place: at.place(),
         };
-        let weight = u16::try_from(weight.unwrap_or(0)).expect("within WEIGHT");
-        parts.push((name, weight));
+        parts.push((name, weight.unwrap_or(0)));
     }
     if is_whole && parts.iter().all(|(_, weight)| *weight == 0) {
         report.add(

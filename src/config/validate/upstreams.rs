@@ -113,9 +113,7 @@ fn policy(report: &mut Report<'_>, section: &Section<'_>) -> UpstreamPolicy {
     let retries = section
         .get("retries")
         .and_then(|at| report.number(at, &RETRIES))
-        .map_or(DEFAULT_UPSTREAM.retries, |retries| {
-            u16::try_from(retries).expect("within RETRIES")
-        });
+        .unwrap_or(DEFAULT_UPSTREAM.retries);
     let retry_budget = section
         .get("retry_budget")
         .and_then(|at| retry_budget(report, at))
@@ -199,8 +197,8 @@ fn retry_budget(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Retry
         .get("min_per_second")
         .and_then(|at| report.number(at, &RETRIES_PER_SECOND));
     Some(Some(RetryBudget {
-        percent: percent.map_or(DEFAULT_RETRY_BUDGET.percent, |it| it as u8),
-        min_per_second: min_per_second.map_or(DEFAULT_RETRY_BUDGET.min_per_second, |it| it as u32),
+        percent: percent.unwrap_or(DEFAULT_RETRY_BUDGET.percent),
+        min_per_second: min_per_second.unwrap_or(DEFAULT_RETRY_BUDGET.min_per_second),
     }))
 }
 
@@ -216,10 +214,7 @@ fn queue(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Queue> {
         .get("timeout")
         .and_then(|at| report.duration(at, &TIMEOUT))
         .unwrap_or(DEFAULT_UPSTREAM.queue.timeout);
-    Some(Queue {
-        max: u32::try_from(max?).expect("within QUEUE_MAX"),
-        timeout,
-    })
+    Some(Queue { max: max?, timeout })
 }
 
 pub(super) fn servers(report: &mut Report<'_>, at: &Cursor<'_>) -> Vec<ServerDraft> {
@@ -270,7 +265,7 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
         .get("weight")
         .and_then(|at| report.number(at, &WEIGHT))
     {
-        draft.weight = u16::try_from(weight).expect("within WEIGHT");
+        draft.weight = weight;
     }
     if let Some(backup) = section.get("backup").and_then(|at| report.boolean(at)) {
         draft.backup = backup;
@@ -278,8 +273,7 @@ fn server(report: &mut Report<'_>, at: &Cursor<'_>) -> ServerDraft {
     draft.max_connections = section
         .get("max_connections")
         .and_then(|at| report.number_or_off(at, &MAX_CONNECTIONS))
-        .flatten()
-        .map(|most| u32::try_from(most).expect("within MAX_CONNECTIONS"));
+        .flatten();
     let check_at = section.get("check_address");
     draft.check_address = check_at.and_then(|at| {
         let address = check_address(report, at, draft.address.as_ref()?)?;

@@ -23,14 +23,13 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::seed;
 use crate::balance::health::CheckResult;
 use crate::sys::{clock, event};
 use crate::units::ServerId;
@@ -55,8 +54,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             in_flight_max: IN_FLIGHT_MAX_DEFAULT,
-            // The standard library's own source of a random number.
-            seed: RandomState::new().hash_one(0),
+            seed: seed(),
         }
     }
 }
