@@ -6,15 +6,17 @@ use crate::config;
 
 /// Files with nothing, and with each section and as little as possible in it. `NAME` is the name, so that a
 /// place in the effective configuration is the path of a key.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME } }
 upstreams: { NAME: { servers: [{ address: 127.0.0.1:2 }] } }",
     "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME, proxy_protocol: { trusted: all }, route: { by: sni, names: {} } } }
 upstreams: { NAME: { balance: maglev, retry_budget: {}, check: {}, proxy_protocol: { version: v2 }, source: { mark: 1 }, servers: [{ address: 127.0.0.1:2 }] } }",
     "listeners: { NAME: { bind: 127.0.0.1:1, upstreams: { NAME: 1 } } }
 upstreams: { NAME: { check: { type: http }, servers: [{ address: 127.0.0.1:2 }] } }",
-    "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME, limits: { bandwidth: { connection: { upload: 1m }, listener: { upload: 1m } } } } }
+    "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME, limits: { bandwidth: { connection: { download: 1m }, listener: { download: 1m } } } } }
 upstreams: { NAME: { on_no_server: stop_listening, check: tcp, servers: [{ address: 127.0.0.1:2 }] } }",
+    "listeners: { NAME: { bind: 127.0.0.1:1, upstream: NAME, limits: { bandwidth: { connection: { upload: 1m }, listener: { upload: 1m } } } } }
+upstreams: { NAME: { servers: [{ address: 127.0.0.1:2 }] } }",
 ];
 
 /// Defaults that another key decides: a burst is one second of its rate.

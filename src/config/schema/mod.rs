@@ -149,19 +149,22 @@ mod tests {
     }
 
     /// Keys whose default is no single value of theirs: another key, this host or a whole section decides.
-    const DEFAULT_IN_WORDS: [&str; 15] = [
+    const DEFAULT_IN_WORDS: [&str; 18] = [
         "dns.nameservers",
         "listeners.NAME.limits",
+        "listeners.NAME.limits.bandwidth",
         "listeners.NAME.limits.burst",
         "listeners.NAME.limits.per_source",
         "listeners.NAME.limits.per_source.burst",
         "listeners.NAME.route.no_name",
         "listeners.NAME.route.other_protocol",
         "upstreams.NAME.check.port",
+        "upstreams.NAME.check.proxy_protocol",
         "upstreams.NAME.check.send",
         "upstreams.NAME.check.status",
         "upstreams.NAME.eject",
         "upstreams.NAME.queue",
+        "upstreams.NAME.servers[].check_address",
         "upstreams.NAME.source.address",
         "upstreams.NAME.source.congestion",
         "upstreams.NAME.source.dscp",
