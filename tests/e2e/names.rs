@@ -8,7 +8,7 @@ use corelay_bench::signals::Signal;
 use serde_json::{Value, json};
 
 use crate::support::nameserver::{NameServer, Records};
-use crate::support::peers::{connect, expect_bytes, expect_reset};
+use crate::support::peers::{connect, expect_bytes, expect_rejected};
 use crate::support::proxy::{assert_one_clear_line, exit};
 use crate::support::{Config, DEADLINE, Launch, Proxy, wait_until};
 
@@ -326,9 +326,7 @@ fn who_stays_keeps_its_limit_and_who_is_new_waits_for_its_first_check() {
     nameserver.set_addresses(NAME, [ip(1), ip(2)]);
     changed(&proxy, &format!("127.0.0.2:{port}"), "");
     for _ in 0..4 {
-        let mut client = connect(proxy.address());
-        let _ = client.write_all(b"x");
-        expect_reset(&mut client);
+        expect_rejected(proxy.address());
     }
     for line in proxy.access_lines(4) {
         assert_eq!(line["close_reason"]["cause"], "servers_full", "{line}");
@@ -355,7 +353,7 @@ fn case_48_a_thousand_addresses_come_over_tcp_and_only_the_family_asked_for() {
     let mut addresses: Vec<IpAddr> = thousand.map(IpAddr::from).collect();
     addresses.push("::1".parse().unwrap());
     nameserver.set_addresses(NAME, addresses);
-    let config = to_name(&nameserver, format!("{NAME}:{port}"));
+    let config = to_name(&nameserver, format!("{NAME}:{port}")).set("dns.timeout", "5s");
     let proxy = Proxy::start(&config.clone().set("dns.family", "ipv4"));
     let listed = standings(&proxy);
     assert_eq!(listed.len(), 1_000);
