@@ -127,13 +127,13 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     let ring_features = check_host()?;
     check_zero_copy(config, &ring_features)?;
     let gates = gates::gates(config)?;
+    supervisor::ignore_reopen().map_err(no_handlers)?;
     let resolved = resolve::resolve(config)?;
     source::check(config, &resolved)?;
     // Before anything is bound, and not before the names are known: a signal ends a start that waits for name
     // servers at once.
     let (notices_in, notices) = mpsc::channel();
-    supervisor::forward_signals(notices_in.clone())
-        .map_err(|error| RunError::Failed(format!("cannot install signal handlers: {error}")))?;
+    supervisor::forward_signals(notices_in.clone()).map_err(no_handlers)?;
     let options = socket_options(config);
     let Bound {
         addresses,
@@ -240,6 +240,10 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
 fn show_listening(stats: &Arc<CoreStats>) -> listeners::Show {
     let stats = Arc::clone(stats);
     Box::new(move |listener, listens| stats.set_listening(listener, listens))
+}
+
+fn no_handlers(error: std::io::Error) -> RunError {
+    RunError::Failed(format!("cannot install signal handlers: {error}"))
 }
 
 /// What the cores are started with. The vectors have one item per core.

@@ -163,6 +163,11 @@ impl Running {
     }
 }
 
+/// From now on SIGUSR1 ends nobody: before the access log is open there is nothing to open anew.
+pub(super) fn ignore_reopen() -> std::io::Result<()> {
+    signal_hook::flag::register(SIGUSR1, Arc::default()).map(drop)
+}
+
 /// Sends SIGTERM, SIGINT and SIGUSR1 among the notices, from before anything is bound: a stop that
 /// comes during the start is obeyed right after it.
 pub(super) fn forward_signals(notices: mpsc::Sender<Notice>) -> std::io::Result<()> {

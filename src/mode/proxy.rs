@@ -149,13 +149,18 @@ impl Told {
         let mut passed = own.clone();
         if self.pass_tlvs {
             passed = received.map_or(Tlvs::default(), |it| it.tlvs.clone());
-            passed.unique_id = passed.unique_id.or_else(|| own.unique_id.clone());
+            let received_id = passed.unique_id.filter(|id| !id.is_empty());
+            passed.unique_id = received_id.or_else(|| own.unique_id.clone());
             let name = || name.map(|name| name.as_str().to_owned());
             passed.authority = passed.authority.or_else(name);
         }
         // TLVs that fitted a header once may not fit beside a checksum or an id: then they stay out.
+        let id_alone = Tlvs {
+            unique_id: passed.unique_id.clone(),
+            ..Tlvs::default()
+        };
         proxy::encode_v2(options(&passed))
-            .or_else(|_| proxy::encode_v2(options(&own)))
+            .or_else(|_| proxy::encode_v2(options(&id_alone)))
             .unwrap_or_else(|_| proxy::encode_v1(&Addresses::Unknown))
     }
 }
@@ -169,9 +174,16 @@ mod tests {
     #[test]
     fn what_came_in_makes_room_for_the_id_if_both_are_too_long() {
         let longest_fitting = HEADER_MAX_BYTES - 28 - 3;
-        for (length, is_kept) in [
-            (longest_fitting, false),
-            (longest_fitting - 3 - "000000ab-1-2".len(), true),
+        let with_id = longest_fitting - 3 - "000000ab-1-2".len();
+        let own = b"000000ab-1-2".to_vec();
+        let theirs = b"theirs".to_vec();
+        for (length, received_id, is_kept, expected_id) in [
+            (longest_fitting, None, false, &own),
+            (with_id, None, true, &own),
+            // An id that came in goes on, if it is one.
+            (longest_fitting, Some(theirs.clone()), false, &theirs),
+            (with_id, Some(theirs.clone()), true, &theirs),
+            (with_id, Some(Vec::new()), true, &own),
         ] {
             let received = Header {
                 version: proxy::Version::V2,
@@ -182,6 +194,7 @@ mod tests {
                 },
                 tlvs: Tlvs {
                     alpn: Some(vec![b'x'; length]),
+                    unique_id: received_id,
                     ..Tlvs::default()
                 },
             };
@@ -207,8 +220,7 @@ mod tests {
                 panic!("a header of {} bytes cannot be read", header.len());
             };
             assert_eq!(used, header.len());
-            let id = b"000000ab-1-2".to_vec();
-            assert_eq!(value.tlvs.unique_id, Some(id), "{length}");
+            assert_eq!(value.tlvs.unique_id.as_ref(), Some(expected_id), "{length}");
             assert_eq!(value.tlvs.alpn, received.tlvs.alpn.filter(|_| is_kept));
         }
     }

@@ -69,7 +69,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
         match -result {
             libc::ECANCELED | libc::EINTR => {}
-            libc::EAGAIN => self.wait_for_peer(id, from),
+            libc::EAGAIN => self.wait_for_peer(now_us, id, from),
             // Such as a unix socket. Nothing was sent; from now on it is asked to copy.
             libc::EOPNOTSUPP if self.live(id).zero_copy[from.other() as usize] => {
                 self.live(id).zero_copy[from.other() as usize] = false;
@@ -139,11 +139,12 @@ impl<I: Io, W: Watcher> Relay<I, W> {
     }
 
     /// The destination is full: go on when it has room again.
-    pub(super) fn wait_for_peer(&mut self, id: PairId, from: End) {
+    pub(super) fn wait_for_peer(&mut self, now_us: u64, id: PairId, from: End) {
         self.blocked_sends_total += 1;
         let pair = live(&mut self.slots, id);
         debug_assert_ne!(pair.phase, Phase::Closing, "nobody would cancel the wait");
         pair.directions[from as usize].on_blocked();
+        pair.give_back(now_us, from);
         for chunk in &mut pair.queues[from as usize] {
             self.io.set_aside(&mut chunk.buffer, chunk.len);
         }
@@ -207,7 +208,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                 self.pause(now_us, id, from);
             }
             if delivery.is_full {
-                self.wait_for_peer(id, from);
+                self.wait_for_peer(now_us, id, from);
             }
         }
         self.progress_after(now_us, id, from, spent_bytes);

@@ -302,6 +302,11 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         if let Some(timer) = pair.timer.take() {
             self.timers.cancel(timer);
         }
+        let limits = live(&mut self.slots, id).limits.as_mut();
+        let timers = limits.map(|limits| limits.take_timers());
+        for timer in timers.into_iter().flatten().flatten() {
+            self.timers.cancel(timer);
+        }
         for end in End::BOTH {
             let pair = live(&mut self.slots, id);
             // An end that reset us has nothing left to reset.

@@ -519,7 +519,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
                     let delivery = self.deliver(now_us, id, from);
                     spent_bytes += delivery.sent_bytes;
                     if delivery.is_full {
-                        self.wait_for_peer(id, from);
+                        self.wait_for_peer(now_us, id, from);
                     }
                 }
                 Step::PassFin => {

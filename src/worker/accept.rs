@@ -14,7 +14,8 @@ use super::handoff::Accepted;
 use super::{Core, Event};
 use crate::core::readiness::Readiness;
 use crate::core::{self, Either, Signal};
-use crate::sys::{clock, filter, socket};
+use crate::sys::clock::{self, micros};
+use crate::sys::{filter, socket};
 use crate::units::ListenerId;
 
 /// Connections accepted before established sessions get a pass.
@@ -23,6 +24,9 @@ const BATCH_MAX: usize = 16;
 const PAUSE: Duration = Duration::from_millis(50);
 /// A client whose handshake is under way when the listener stops has this long to finish it.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(250);
+/// How long a listener that stops alone waits for descriptors for those in its queue. It is to be known as
+/// closed soon; in a drain descriptors become free, or it is aborted.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,24 +106,35 @@ async fn stop(
     {
         tracing::warn!(core = core.id.0, %error, "clients that connect while the listener closes may be reset");
     }
-    take_all(core, id, listener).await;
+    let began_us = clock::now_us();
+    let gives_up = || {
+        let waited_us = clock::now_us() - began_us;
+        core.aborting.is_set() || (!core.draining.is_set() && waited_us > micros(QUEUE_PATIENCE))
+    };
+    take_all(core, id, listener, gives_up).await;
     core::sleep(HANDSHAKE_GRACE).await;
-    take_all(core, id, listener).await;
+    take_all(core, id, listener, gives_up).await;
     // The pending wait must complete before the socket may close; see `core::readiness`.
     socket::shutdown(listener.as_fd());
     waiting.await;
     // A unix socket still hands out those who came before it was shut down.
-    take_all(core, id, listener).await;
+    take_all(core, id, listener, gives_up).await;
 }
 
-/// Accepts until the queue is empty. New SYNs are dropped meanwhile, so that it becomes empty.
-async fn take_all(core: &Rc<Core>, id: ListenerId, listener: &Readiness) {
+/// Accepts until the queue is empty, or descriptors are waited for in vain. New SYNs are dropped meanwhile, so
+/// that it becomes empty.
+async fn take_all(
+    core: &Rc<Core>,
+    id: ListenerId,
+    listener: &Readiness,
+    gives_up: impl Fn() -> bool,
+) {
     loop {
         match accept_batch(core, id, listener, true) {
             Batch::Empty | Batch::Closed => return,
             // Established sessions get a pass, as they do between batches otherwise.
             Batch::Full => core::sleep(Duration::from_millis(1)).await,
-            Batch::Exhausted if core.aborting.is_set() => return,
+            Batch::Exhausted if gives_up() => return,
             Batch::Exhausted => core::sleep(PAUSE).await,
         }
     }

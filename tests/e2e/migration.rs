@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use corelay_bench::servers::{Handle, Server};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::support::nameserver::{NameServer, Records};
 use crate::support::peers::{connect, expect_bytes};
 use crate::support::{Config, Proxy};
 
 /// As the page promises.
-const EXAMPLES: usize = 10;
+const EXAMPLES: usize = 13;
 
 /// The YAML blocks of the page.
 fn blocks() -> Vec<String> {
@@ -23,11 +24,16 @@ fn blocks() -> Vec<String> {
         .collect()
 }
 
-/// The same configuration with listeners on free ports and an echo server for each server.
-fn runnable(block: &str) -> (Config, Vec<Handle>) {
+/// The same configuration with listeners on free ports, an echo server for each server, and a name server that
+/// knows the names.
+fn runnable(block: &str) -> (Config, Vec<Handle>, NameServer) {
     // YAML as JSON, which is what the tests write.
     let mut root: Value = serde_yaml::from_str(block).expect("the page has YAML");
     let mut servers = Vec::new();
+    let nameserver = NameServer::start();
+    if root["dns"].is_object() {
+        root["dns"]["nameservers"] = json!([nameserver.address().to_string()]);
+    }
     for listener in root["listeners"].as_object_mut().unwrap().values_mut() {
         listener["bind"] = "127.0.0.1:0".into();
     }
@@ -42,6 +48,12 @@ fn runnable(block: &str) -> (Config, Vec<Handle>) {
             let echo = echo.start().unwrap();
             match server {
                 Value::Object(long) => long["address"] = echo.address().to_string().into(),
+                Value::String(name) if name.starts_with("srv:") => {
+                    let host = "one.example.internal";
+                    nameserver.set_addresses(host, [echo.address().ip()]);
+                    let service = (1, 1, echo.address().port(), host.to_owned());
+                    nameserver.set(&name["srv:".len()..], Records::Services(vec![service]));
+                }
                 short => *short = echo.address().to_string().into(),
             }
             servers.push(echo);
@@ -51,7 +63,7 @@ fn runnable(block: &str) -> (Config, Vec<Handle>) {
     for (key, value) in root.as_object().unwrap() {
         config = config.set(key, value.clone());
     }
-    (config, servers)
+    (config, servers, nameserver)
 }
 
 /// Bytes that the block's own mode wants first, and how they come back.
@@ -80,12 +92,12 @@ fn every_configuration_of_the_migration_page_runs() {
     let blocks = blocks();
     assert_eq!(blocks.len(), EXAMPLES);
     for block in &blocks {
-        let (config, servers) = runnable(block);
+        let (config, servers, nameserver) = runnable(block);
         let name = config.listener_name();
         let proxy = Proxy::start(&config);
         let to: SocketAddr = proxy.listener(&name).parse().unwrap();
         exchange(block, to);
-        drop(servers);
+        drop((servers, nameserver));
         proxy.finish();
     }
 }

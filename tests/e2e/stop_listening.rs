@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::support::config::LISTENER;
 use crate::support::peers::{connect, expect_bytes};
+use crate::support::process::tool;
 use crate::support::proxy::exit;
-use crate::support::{Config, DEADLINE, Pair, Proxy, Upstream, skip, wait_until};
+use crate::support::{Config, DEADLINE, Launch, Pair, Proxy, Upstream, skip, wait_until};
 
 const AFTER: Duration = Duration::from_millis(600);
 const RESUME_AFTER: Duration = Duration::from_millis(900);
@@ -422,4 +423,33 @@ fn visit(to: SocketAddr) -> bool {
             false
         }
     }
+}
+
+#[test]
+fn a_listener_stops_also_when_no_descriptor_is_left_for_its_queue() {
+    let Some(prlimit) = tool("prlimit") else {
+        return skip("stopping without descriptors", "no prlimit(1) here");
+    };
+    let upstream = Server::echo().start().unwrap();
+    let mut gate = Gate::new();
+    let launch = Launch::default().under([
+        prlimit.to_str().unwrap().to_owned(),
+        "--nofile=240:240".to_owned(),
+    ]);
+    let proxy = launch.start(&gated(upstream.address(), &gate));
+    // More than fit: the last of them wait in the queue.
+    let mut clients: Vec<TcpStream> = (0..150).map(|_| connect(proxy.address())).collect();
+    wait_until("there is no room", || {
+        proxy.metrics().sum("corelay_accept_paused_total") > 0.0
+    });
+    gate.close();
+    wait_stopped(&proxy);
+    // Those who were served still are.
+    clients[0].write_all(b"x").unwrap();
+    expect_bytes(&mut clients[0], b"x");
+    drop(clients);
+    gate.open();
+    wait_listening(&proxy);
+    echo_once(proxy.address());
+    proxy.finish();
 }

@@ -129,7 +129,9 @@ impl Checking {
             CheckHeader::V1 => Some(Version::V1),
             CheckHeader::V2 => Some(Version::V2),
             // What listens elsewhere is another socket, which need not expect one.
-            CheckHeader::AsSessions => self.told.filter(|_| at == CheckAt::Server),
+            CheckHeader::AsSessions => self
+                .told
+                .filter(|_| at.resolve(&server.address) == server.address),
         };
         Target {
             server: server.id,
