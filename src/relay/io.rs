@@ -79,10 +79,8 @@ pub trait Io {
     fn has_completions(&mut self) -> bool;
     /// Bytes of the peer that lie in the socket, received by nobody; of those before urgent data.
     fn unread_bytes(&mut self, socket: &Self::Socket) -> u32;
-    /// Whether there are any.
-    fn has_unread(&mut self, socket: &Self::Socket) -> bool {
-        self.unread_bytes(socket) > 0
-    }
+    /// Whether there are any, also behind urgent data.
+    fn has_unread(&mut self, socket: &Self::Socket) -> bool;
     /// The socket's pending error.
     fn take_error(&mut self, socket: &Self::Socket) -> io::Result<()>;
     /// Closes the socket. No operation on it may be in flight.
@@ -205,7 +203,45 @@ impl Io for RelayRing {
         socket::unread_bytes(socket.as_fd())
     }
 
+    fn has_unread(&mut self, socket: &OwnedFd) -> bool {
+        // FIONREAD ends at the urgent byte, which a receive skips.
+        socket::unread_bytes(socket.as_fd()) > 0
+            || socket::peek_bytes(socket.as_fd(), &mut [0]).is_ok_and(|bytes| bytes > 0)
+    }
+
     fn take_error(&mut self, socket: &OwnedFd) -> io::Result<()> {
         socket::take_error(socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::ring::RingOptions;
+
+    #[test]
+    fn bytes_behind_an_urgent_one_are_unread() {
+        let mut ring = RelayRing::new(RingOptions {
+            buffer_bytes: 4096,
+            buffers: 64,
+            cq_entries: 64,
+            zero_copy_send: false,
+            busy_poll: false,
+            multishot_receive: true,
+        })
+        .expect("a ring");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
+        let socket = OwnedFd::from(listener.accept().expect("it connected").0);
+        assert!(!ring.has_unread(&socket));
+        let urgent = socket2::SockRef::from(&peer).send_out_of_band(b"!");
+        urgent.expect("room for a byte");
+        peer.write_all(b"behind").expect("room");
+        // Loopback delivers before write(2) returns.
+        assert_eq!(Io::unread_bytes(&mut ring, &socket), 0);
+        assert!(ring.has_unread(&socket));
     }
 }

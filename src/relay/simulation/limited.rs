@@ -135,7 +135,9 @@ fn who_is_held_back_is_not_idle_and_who_is_silent_is() {
             simulation.sends(session, 150);
         }
         simulation.rounds(990_000);
-        assert_eq!(simulation.taken(0), 100, "the burst and one turn");
+        // The burst and one turn, or a part of one more: what a full destination gave back is asked for anew.
+        let taken = simulation.taken(0);
+        assert!((100..150).contains(&taken), "{taken}");
         assert_eq!(simulation.relay.active(), simulation.sessions);
         simulation.rounds(20_000);
         assert_eq!(simulation.taken(0), 150);
