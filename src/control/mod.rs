@@ -120,8 +120,17 @@ pub struct Running {
     echoes: Vec<Arc<AtomicU64>>,
 }
 
-/// Starts everything; returns when every core listens.
-pub fn start(config: &Config) -> Result<Running, RunError> {
+/// What is known before anything is opened.
+struct Prepared {
+    cpus: Vec<usize>,
+    fds: FdPlan,
+    ring_features: Vec<(&'static str, bool)>,
+    gates: Vec<Option<Arc<Gate>>>,
+    resolved: Vec<resolve::Answers>,
+}
+
+/// Looks whether this host can do what the configuration asks for, reads its files, and resolves its names.
+fn prepare(config: &Config) -> Result<Prepared, RunError> {
     let cpus = choose_cpus(&config.workers)?;
     let fds = FdPlan::new(config, cpus.len())?;
     let ring_features = check_host()?;
@@ -130,6 +139,24 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     supervisor::ignore_reopen().map_err(no_handlers)?;
     let resolved = resolve::resolve(config)?;
     source::check(config, &resolved)?;
+    Ok(Prepared {
+        cpus,
+        fds,
+        ring_features,
+        gates,
+        resolved,
+    })
+}
+
+/// Starts everything; returns when every core listens.
+pub fn start(config: &Config) -> Result<Running, RunError> {
+    let Prepared {
+        cpus,
+        fds,
+        ring_features,
+        gates,
+        resolved,
+    } = prepare(config)?;
     // Before anything is bound, and not before the names are known: a signal ends a start that waits for name
     // servers at once.
     let (notices_in, notices) = mpsc::channel();
@@ -198,14 +225,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     };
     watch.start().map_err(out_of_fds)?;
     fds.limit_sessions(&budget)?;
-    // One after the other: the kernel numbers a group's sockets in the order in which they listen,
-    // and `accept.steer: cpu` goes by that number.
-    for core in cores.iter() {
-        core.send(Message::Listen);
-        await_cores(&notices, 1, &mut early, |event| {
-            matches!(event, Event::Listening(_))
-        })?;
-    }
+    begin_to_listen(&cores, &notices, &mut early)?;
     // What came meanwhile, in order, for `supervise`. The receiver is in our hands.
     for notice in early {
         let _ = notices_in.send(notice);
@@ -235,6 +255,22 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
     };
     running.announce(config);
     Ok(running)
+}
+
+/// One after the other: the kernel numbers a group's sockets in the order in which they listen, and
+/// `accept.steer: cpu` goes by that number.
+fn begin_to_listen(
+    cores: &[Sender<Message>],
+    notices: &mpsc::Receiver<Notice>,
+    early: &mut Vec<Notice>,
+) -> Result<(), RunError> {
+    for core in cores {
+        core.send(Message::Listen);
+        await_cores(notices, 1, early, |event| {
+            matches!(event, Event::Listening(_))
+        })?;
+    }
+    Ok(())
 }
 
 fn show_listening(stats: &Arc<CoreStats>) -> listeners::Show {

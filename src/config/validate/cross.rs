@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::names;
 use super::policy::{ListenerPolicy, check_policies};
 use super::route::RouteDraft;
-use super::target::{NameDraft, TargetDraft, check_references};
+use super::target::{TargetDraft, check_references};
 use super::{source, stop_listening};
 use crate::config::address::{binds_collide, is_loop, same_server};
 use crate::config::limits::{
@@ -14,8 +14,8 @@ use crate::config::limits::{
     ZERO_COPY_MIN_BYTES,
 };
 use crate::config::model::{
-    Accept, Admin, Buffers, Check, Config, Dns, Listener, Log, ProxyRequired, Relay, Route, Server,
-    ServerAddress, Source, Target, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
+    Accept, Admin, Buffers, Check, Config, Dns, Listener, Log, ProxyRequired, Relay, Server,
+    ServerAddress, Source, TcpOptions, Timeouts, Upstream, UpstreamPolicy, Workers,
 };
 use crate::config::read::{Place, Report};
 use crate::units::{Address, ByteSize, UpstreamId, shorten};
@@ -401,19 +401,33 @@ fn check_loops(report: &mut Report<'_>, draft: &Draft) {
     }
 }
 
+/// What a draft without a finding is.
+const WHOLE: &str = "a part is missing only where a problem was noted";
+
+impl ServerDraft {
+    fn model(&self) -> Server {
+        Server {
+            address: self.address.clone().expect(WHOLE),
+            weight: self.weight,
+            backup: self.backup,
+            max_connections: self.max_connections,
+            check_address: self.check_address.as_ref().map(|(at, _)| at.clone()),
+        }
+    }
+}
+
 impl Draft {
     /// Call it only when nothing is wrong.
     ///
     /// # Panics
     /// If a part is missing although no problem was noted: a bug of this module.
     pub(super) fn into_config(self) -> Config {
-        let whole = "a part is missing only where a problem was noted";
         let id_of = |name: &str| {
             let index = self
                 .upstreams
                 .iter()
                 .position(|upstream| upstream.name == name)
-                .expect(whole);
+                .expect(WHOLE);
             UpstreamId(u16::try_from(index).expect("at most LISTENERS_MAX upstreams"))
         };
         let listeners = self.listeners.iter().map(|listener| Listener {
@@ -421,53 +435,15 @@ impl Draft {
             limits: listener.policy.limits,
             on_refuse: listener.policy.on_refuse,
             name: listener.name.clone(),
-            bind: listener.bind.clone().expect(whole),
-            target: match listener.target.as_ref().expect(whole) {
-                TargetDraft::One(it) => Target::One(id_of(&it.name)),
-                TargetDraft::Split { by, parts, .. } => {
-                    let part = |(it, weight): &(NameDraft, u16)| (id_of(&it.name), *weight);
-                    Target::Split {
-                        by: *by,
-                        parts: parts.iter().map(part).collect(),
-                    }
-                }
-            },
+            bind: listener.bind.clone().expect(WHOLE),
+            target: listener.target.as_ref().expect(WHOLE).model(&id_of),
             backlog: listener.backlog,
             unix_mode: listener.unix_mode,
             defer_connect: listener.defer_connect,
             accept: listener.accept,
             proxy_protocol: listener.proxy_protocol.clone(),
-            route: listener.route.as_ref().map(|route| {
-                let named =
-                    |named: &Option<(String, Place)>| named.as_ref().map(|(name, _)| id_of(name));
-                let names = route.names.iter();
-                let protocols = route.alpn.iter();
-                Route {
-                    by: route.by,
-                    alpn: protocols
-                        .map(|(protocol, to, _)| (protocol.clone(), id_of(to)))
-                        .collect(),
-                    names: names
-                        .map(|(name, to, _)| (name.clone(), id_of(to)))
-                        .collect(),
-                    no_name: named(&route.no_name),
-                    other_protocol: named(&route.other_protocol),
-                    timeout: route.timeout,
-                }
-            }),
+            route: listener.route.as_ref().map(|route| route.model(&id_of)),
         });
-        let servers = |servers: &[ServerDraft]| {
-            servers
-                .iter()
-                .map(|server| Server {
-                    address: server.address.clone().expect(whole),
-                    weight: server.weight,
-                    backup: server.backup,
-                    max_connections: server.max_connections,
-                    check_address: server.check_address.as_ref().map(|(at, _)| at.clone()),
-                })
-                .collect()
-        };
         let upstreams = self.upstreams.iter().map(|upstream| Upstream {
             name: upstream.name.clone(),
             policy: UpstreamPolicy {
@@ -476,7 +452,7 @@ impl Draft {
             },
             check: upstream.check.clone(),
             source: upstream.source.as_ref().map(|(source, _)| source.clone()),
-            servers: servers(&upstream.servers),
+            servers: upstream.servers.iter().map(ServerDraft::model).collect(),
         });
         Config {
             listeners: listeners.collect(),

@@ -7,9 +7,9 @@ use super::within;
 use crate::config::limits::{
     DEFAULT_ROUTE_TIMEOUT, PROTOCOL_MAX_BYTES, ROUTE_NAMES_MAX, ROUTE_PROTOCOLS_MAX, TIMEOUT,
 };
-use crate::config::model::RouteBy;
+use crate::config::model::{Route, RouteBy};
 use crate::config::read::{Cursor, Place, Report};
-use crate::units::{is_host_name, shorten};
+use crate::units::{UpstreamId, is_host_name, shorten};
 
 pub(super) const ROUTE_KEYS: [&str; 6] = [
     "by",
@@ -40,6 +40,25 @@ pub(super) struct RouteDraft {
 }
 
 impl RouteDraft {
+    /// With indices for the names of upstreams.
+    pub(super) fn model(&self, id_of: &impl Fn(&str) -> UpstreamId) -> Route {
+        let named = |named: &Option<(String, Place)>| named.as_ref().map(|(name, _)| id_of(name));
+        let names = self.names.iter();
+        let protocols = self.alpn.iter();
+        Route {
+            by: self.by,
+            alpn: protocols
+                .map(|(protocol, to, _)| (protocol.clone(), id_of(to)))
+                .collect(),
+            names: names
+                .map(|(name, to, _)| (name.clone(), id_of(to)))
+                .collect(),
+            no_name: named(&self.no_name),
+            other_protocol: named(&self.other_protocol),
+            timeout: self.timeout,
+        }
+    }
+
     /// Every upstream that is named.
     pub(super) fn upstreams(&self) -> impl Iterator<Item = (&String, &Place)> {
         let protocols = self.alpn.iter().map(|(_, to, place)| (to, place));

@@ -3,10 +3,10 @@
 use super::cross::Draft;
 use super::route::RouteDraft;
 use crate::config::limits::WEIGHT;
-use crate::config::model::SplitBy;
+use crate::config::model::{SplitBy, Target};
 use crate::config::read::{Cursor, Place, Report, Section};
 use crate::config::suggest::closest;
-use crate::units::{Address, shorten};
+use crate::units::{Address, UpstreamId, shorten};
 
 /// The words of `split_by`.
 pub(in crate::config) const SPLITS_BY: [(&str, SplitBy); 2] =
@@ -30,6 +30,20 @@ pub(super) struct NameDraft {
 }
 
 impl TargetDraft {
+    /// With indices for the names.
+    pub(super) fn model(&self, id_of: &impl Fn(&str) -> UpstreamId) -> Target {
+        match self {
+            TargetDraft::One(it) => Target::One(id_of(&it.name)),
+            TargetDraft::Split { by, parts, .. } => {
+                let part = |(it, weight): &(NameDraft, u16)| (id_of(&it.name), *weight);
+                Target::Split {
+                    by: *by,
+                    parts: parts.iter().map(part).collect(),
+                }
+            }
+        }
+    }
+
     pub(super) fn one(name: String, place: Place) -> Self {
         TargetDraft::One(NameDraft { name, place })
     }
