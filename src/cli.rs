@@ -66,9 +66,10 @@ Exit codes:
   0  done, or stopped as asked
   1  failed while running
   2  the configuration or the arguments are wrong; nothing was bound
-  3  this host cannot run Corelay: io_uring missing or blocked, too little locked
-     memory, too few file descriptors (`corelay doctor` tells which)
-  4  an address is in use or not permitted
+  3  this host cannot do what is asked for: io_uring missing or blocked, too little
+     locked memory, too few file descriptors, CPUs that are not there, options of
+     `source` (`corelay doctor --config FILE` tells which)
+  4  an address is in use, not permitted or not of this host
 
 Signals: SIGTERM or SIGINT stops accepting and lets sessions finish within
 timeouts.drain; a second one ends at once. SIGUSR1 reopens the access log's file.";

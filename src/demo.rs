@@ -250,7 +250,7 @@ fn print_urls(running: &Running, listen: SocketAddr) -> io::Result<()> {
         )?;
         writeln!(
             out,
-            "  curl http://{admin}/readyz     # whether every core listens"
+            "  curl http://{admin}/readyz     # whether every listener listens"
         )?;
     }
     writeln!(out, "\nCtrl-C stops it.")?;

@@ -239,7 +239,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         show: show_listening(&stats),
         unix_paths,
     });
-    stats.set_ready(true);
+    stats.started();
     let echoes = cores.iter().map(|_| Arc::default()).collect();
     let running = Running {
         addresses,

@@ -1,6 +1,6 @@
 //! What the admin endpoints show: copies of the cores' numbers, asked for one core at a time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,10 @@ use crate::worker::Message;
 /// A core that has not answered by then is shown with its last numbers and marked stale.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
+const STARTING: u8 = 0;
+const RUNNING: u8 = 1;
+const STOPPING: u8 = 2;
+
 /// See the head of this file.
 pub struct CoreStats {
     mailboxes: Arc<[Sender<Message>]>,
@@ -24,7 +28,8 @@ pub struct CoreStats {
     names: Names,
     ring_features: Vec<(&'static str, bool)>,
     started: Instant,
-    ready: AtomicBool,
+    /// [`STARTING`], [`RUNNING`] or [`STOPPING`].
+    life: AtomicU8,
     /// By [`ListenerId`].
     listening: Vec<AtomicBool>,
     /// The last answer of each core, and whether it came this time.
@@ -56,7 +61,7 @@ impl CoreStats {
             names,
             ring_features,
             started: Instant::now(),
-            ready: AtomicBool::new(false),
+            life: AtomicU8::new(STARTING),
             listening,
             last: Mutex::new(last),
             access_log,
@@ -64,9 +69,14 @@ impl CoreStats {
         }
     }
 
-    /// Whether every core listens and the process does not stop.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
+    /// Every core listens.
+    pub fn started(&self) {
+        self.life.store(RUNNING, Ordering::Release);
+    }
+
+    /// The process stops.
+    pub fn stopping(&self) {
+        self.life.store(STOPPING, Ordering::Release);
     }
 
     /// Whether a listener accepts.
@@ -147,8 +157,10 @@ impl AdminSource for CoreStats {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if !self.ready.load(Ordering::Acquire) {
-            return Err("not every core listens, or the process is stopping".to_owned());
+        match self.life.load(Ordering::Acquire) {
+            RUNNING => {}
+            STOPPING => return Err("stopping".to_owned()),
+            _ => return Err("starting: not every core listens yet".to_owned()),
         }
         let listeners = self.names.listeners.iter().zip(self.listening());
         let stopped = listeners.filter(|(_, listening)| !listening);
@@ -157,7 +169,7 @@ impl AdminSource for CoreStats {
             return Ok(());
         }
         Err(format!(
-            "not listening, for want of servers: {}",
+            "not listening, for want of servers or, since, of the address (see the process log): {}",
             stopped.join(", ")
         ))
     }

@@ -107,7 +107,7 @@ impl Running {
 
     /// Lets sessions finish, then resets the rest.
     fn drain(&mut self, notifier: &Notifier) {
-        self.stats.set_ready(false);
+        self.stats.stopping();
         notifier.stopping(&format!("draining for up to {} s", self.drain.as_secs()));
         self.listeners.leave();
         for core in self.cores.iter() {

@@ -51,6 +51,11 @@ fn servers_of<'a>(
     })
 }
 
+/// Three decimals are what anybody reads.
+fn thousandths(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
+}
+
 fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
     const US_PER_SECOND: f64 = 1_000_000.0;
     let unknown = super::ServerStanding::default();
@@ -63,8 +68,8 @@ fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
     let last_check = standing.last_check.as_ref().map(|check| {
         json!({
             "outcome": check.outcome,
-            "latency_ms": check.latency.as_secs_f64() * 1_000.0,
-            "seconds_ago": ago(check.at_us),
+            "latency_ms": thousandths(check.latency.as_secs_f64() * 1_000.0),
+            "seconds_ago": thousandths(ago(check.at_us)),
         })
     });
     json!({
@@ -72,7 +77,7 @@ fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
         "up": standing.is_up,
         "status": standing.status,
         "reason": standing.reason,
-        "for_seconds": since,
+        "for_seconds": thousandths(since),
         "last_check": last_check,
         "active": sum(scrape, |core| core.servers.get(id).map_or(0, |server| server.active)),
         "downs": standing.downs_total,

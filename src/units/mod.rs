@@ -175,7 +175,7 @@ impl UnitError {
                 "put the IPv6 address in brackets and quotes, like \"[::1]:9000\""
             }
             UnitErrorKind::NoPort => "add the port, like 127.0.0.1:9000",
-            UnitErrorKind::BadPort => "write a port from 0 to 65535",
+            UnitErrorKind::BadPort => "write a port, a number up to 65535, and nothing behind it",
             UnitErrorKind::BadHost => "use letters, digits, `-` and `.`, and end with a port",
             UnitErrorKind::BadService => {
                 "write the name of its SRV records, like srv:_app._tcp.example.com; the port comes from them"

@@ -378,13 +378,15 @@ fn case_15_port_scan_is_tolerated() {
     client.write_all(b"still here").unwrap();
     expect_bytes(&mut client, b"still here");
     drop(client);
-    wait_until("every session has ended", || {
-        proxy.metrics().sum("corelay_connections_active") == 0.0
+    // The last of them may still be in the accept queue of the other core.
+    wait_until("all were accepted or aborted, and none is left", || {
+        let metrics = proxy.metrics();
+        let seen = metrics.sum("corelay_connections_accepted_total")
+            + metrics.sum_where("corelay_accept_aborted_total", &[]);
+        let expected = (scans / 4 * 4 + 1) as f64;
+        assert!(seen <= expected, "{seen} of {expected}");
+        seen == expected && metrics.sum("corelay_connections_active") == 0.0
     });
-    let metrics = proxy.metrics();
-    let seen = metrics.sum("corelay_connections_accepted_total")
-        + metrics.sum_where("corelay_accept_aborted_total", &[]);
-    assert_eq!(seen, (scans / 4 * 4 + 1) as f64, "accepted or aborted");
     proxy.finish();
 }
 

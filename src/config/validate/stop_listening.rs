@@ -51,6 +51,19 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
                 "add one, like `check: tcp`",
             );
         }
+        if let Some((name, place)) = &upstream.fallback
+            && let Some(fallback) = draft.upstreams.iter().find(|it| it.name == *name)
+            && fallback.check_place.is_none()
+        {
+            report.add(
+                place.clone(),
+                format!(
+                    "`on_no_server: stop_listening` needs a `check` of the fallback `{}` too: without one its last server is never known to be down",
+                    shorten(name)
+                ),
+                "add one there, like `check: tcp`, or remove the fallback",
+            );
+        }
         let listeners = draft.listeners.iter();
         let here: Vec<_> = listeners.filter(|it| names(it, upstream)).collect();
         let hindrances = here.iter().map(|it| hindrance(draft, it, upstream));

@@ -32,7 +32,7 @@ pub enum AskError {
         source: io::Error,
     },
     /// There was nobody to ask, or no time left for it.
-    #[error("no answer in time")]
+    #[error("no answer in time (dns.timeout)")]
     NoTime,
 }
 
@@ -197,7 +197,7 @@ fn in_words(error: io::Error) -> io::Error {
 }
 
 fn no_answer() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time (dns.timeout)")
 }
 
 /// The name servers of this host. Without any, the C library asks the host itself; so do we.

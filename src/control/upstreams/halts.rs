@@ -151,7 +151,7 @@ mod tests {
              upstreams:\n\
              \x20 a: {{ servers: [127.0.0.1:5], check: tcp, on_no_server: stop_listening {fallback} }}\n\
              \x20 b: {{ servers: [127.0.0.1:6], check: tcp, on_no_server: stop_listening, stop_listening: {{ after: 1s, resume_after: 2s }} }}\n\
-             \x20 c: {{ servers: [127.0.0.1:7] }}\n"
+             \x20 c: {{ check: tcp, servers: [127.0.0.1:7] }}\n"
         );
         let config = crate::config::from_str(&text, "test", &|_| None);
         Halts::new(&config.expect("valid"))

@@ -159,6 +159,15 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Where a server's checks go, if that is not where it serves.
+    fn checked_elsewhere(&self, server: ServerId) -> Option<String> {
+        let mut servers = self.pool.servers.iter();
+        let (_, server) = servers.find(|(candidate, _)| candidate.id == server)?;
+        let target = self.check.as_ref()?.target(server);
+        let at = target.at.resolve(&target.address);
+        (at != target.address).then(|| at.to_string())
+    }
+
     /// Of a server that begins to take sessions now.
     pub(super) fn slow_start(&self, now_us: u64) -> Option<SlowStart> {
         self.config.policy.slow_start.map(|duration| SlowStart {
@@ -356,6 +365,10 @@ impl Watcher {
         let address = address_of(group, transition.server);
         let (from, to) = (transition.from.as_str(), transition.to.as_str());
         let reason = described(transition.reason);
+        let failed_check = transition.reason.failure().is_some();
+        let checked_at = group
+            .checked_elsewhere(transition.server)
+            .filter(|_| failed_check);
         let available = group.health.available();
         let upstream = &group.config.name;
         let what = match (
@@ -371,6 +384,7 @@ impl Watcher {
                     from,
                     to,
                     reason,
+                    checked_at,
                     available,
                     "a server's last check was unlike those before"
                 );
@@ -382,6 +396,7 @@ impl Watcher {
             from,
             to,
             reason,
+            checked_at,
             available,
             "{what}"
         );

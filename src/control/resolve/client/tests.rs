@@ -100,7 +100,7 @@ fn the_next_server_is_asked_when_one_fails_and_not_when_it_knows_better() {
     let late = asks(&[silent], SHORT).expect_err("nobody answers");
     assert_eq!(
         late.to_string(),
-        format!("name server {silent}: no answer in time")
+        format!("name server {silent}: no answer in time (dns.timeout)")
     );
     let refused = asks(&[failing], TIMEOUT).expect_err("it fails");
     assert_eq!(refused.to_string(), "the name server failed (RCODE 2)");
