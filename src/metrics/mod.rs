@@ -226,6 +226,10 @@ pub struct ServerStanding {
     pub is_up: bool,
     /// It is none of its upstream's any more; what it still has are sessions.
     pub is_removed: bool,
+    /// Its share of the sessions.
+    pub weight: u16,
+    /// Serves only while no other server can.
+    pub is_backup: bool,
     /// The word for how it stands.
     pub status: &'static str,
     /// Why.
@@ -252,6 +256,8 @@ impl Default for ServerStanding {
         Self {
             is_up: true,
             is_removed: false,
+            weight: 0,
+            is_backup: false,
             status: "up",
             reason: "started".to_owned(),
             since_us: 0,

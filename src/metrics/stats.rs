@@ -75,6 +75,8 @@ fn standing(scrape: &Scrape<'_>, id: usize, address: &str) -> Value {
     json!({
         "server": address,
         "up": standing.is_up,
+        "weight": standing.weight,
+        "backup": standing.is_backup,
         "status": standing.status,
         "reason": standing.reason,
         "for_seconds": thousandths(since),

@@ -413,8 +413,8 @@ fn case_65_a_core_that_is_stuck_with_a_full_queue_holds_nobody_else_up() {
         .process()
         .thread_id("core-1")
         .expect("a core's thread");
-    let stuck = format!("delay_exit={STUCK_US}");
-    let stuck = Injection::into_thread(&strace, core, "io_uring_enter", &stuck);
+    let late = format!("delay_exit={STUCK_US}");
+    let late = Injection::into_thread(&strace, core, "io_uring_enter", &late);
     let began = Instant::now();
     std::thread::scope(|scope| {
         // More than its queue holds: the kernel drops their SYNs, and they try again.
@@ -433,10 +433,10 @@ fn case_65_a_core_that_is_stuck_with_a_full_queue_holds_nobody_else_up() {
             !stuck.iter().all(|it| it.is_finished()),
             "its queue was never full"
         );
+        drop(late);
         for client in stuck {
             greet(&mut client.join().unwrap());
         }
     });
-    drop(stuck);
     proxy.finish();
 }

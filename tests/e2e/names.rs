@@ -192,7 +192,8 @@ fn case_48_without_an_answer_the_last_servers_stay() {
     let nameserver = NameServer::start();
     let (port, _servers) = servers([1]);
     nameserver.set_addresses(NAME, [ip(1)]);
-    let proxy = Proxy::start(&to_name(&nameserver, format!("{NAME}:{port}")));
+    let config = to_name(&nameserver, format!("{NAME}:{port}")).set("dns.timeout", "500ms");
+    let proxy = Proxy::start(&config);
     wait_until("it was looked up again", || {
         lookups(&proxy, "answered") > 0.0
     });
@@ -281,6 +282,16 @@ fn services_bring_ports_weights_and_backups() {
             .collect::<Vec<_>>(),
         [6, 2, 0]
     );
+
+    let shares = |proxy: &Proxy| -> Vec<(u64, bool)> {
+        let page: Value = serde_json::from_str(&proxy.get("/upstreams").body).unwrap();
+        let servers = page["app"].as_array().unwrap().iter();
+        let share = |it: &Value| (it["weight"].as_u64().unwrap(), it["backup"] == true);
+        servers.map(share).collect()
+    };
+    let mut shown = shares(&proxy);
+    shown.sort_unstable();
+    assert_eq!(shown, [(1, false), (1, true), (3, false)]);
 
     // Weights alone are a change too.
     let ports_of_first = [service(10, 1, ports[0]), service(10, 3, ports[1])];

@@ -72,7 +72,9 @@ fn round_robin_is_even_on_each_core_and_cores_sum_to_what_the_servers_saw() {
 #[test]
 fn every_listener_listens_before_ready_and_stops_being_ready_at_the_end() {
     let upstream = Server::faulty(Fault::NeverRead).start().unwrap();
-    let mut proxy = Proxy::start(&Config::to([upstream.address()]).set("timeouts.drain", "1m"));
+    let config = Config::to([upstream.address()]).set("timeouts.drain", "1m");
+    // The server does not answer the client's FIN.
+    let mut proxy = Proxy::start(&config.set("timeouts.half_close", "500ms"));
     assert_eq!(proxy.get("/healthz").status, 200);
     assert_eq!(proxy.get("/readyz").status, 200);
     assert_eq!(proxy.get("/nothing").status, 404);

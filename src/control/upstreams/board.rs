@@ -35,9 +35,11 @@ impl Board {
             ejections_denied_total: vec![0; pools.len()],
             ..Shown::default()
         };
-        let servers = pools.iter().flat_map(|pool| &pool.servers);
-        for (_, server) in servers {
-            shown.list(server);
+        for pool in pools {
+            for (_, server) in &pool.servers {
+                shown.list(server);
+            }
+            shown.note_shares(pool);
         }
         Self(Arc::new(Mutex::new(shown)))
     }
@@ -71,6 +73,16 @@ impl Shown {
                 upstream: server.upstream,
             });
             self.standings[index] = ServerStanding::default();
+        }
+    }
+
+    /// What the servers of a pool are given.
+    pub(super) fn note_shares(&mut self, pool: &Pool) {
+        for (candidate, _) in &pool.servers {
+            if let Some(standing) = self.standing(candidate.id) {
+                standing.weight = candidate.weight;
+                standing.is_backup = candidate.backup;
+            }
         }
     }
 

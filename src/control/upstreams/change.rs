@@ -53,6 +53,7 @@ impl Watcher {
             }
         }
         self.groups[index].pool = Arc::new(self.pool_of(index, &members, servers, &before, now_us));
+        self.board.lock().note_shares(&self.groups[index].pool);
         self.send_pool(index);
         log(&self.groups[index].config.name, &new, &gone);
         if let Some(checker) = &self.checker {
