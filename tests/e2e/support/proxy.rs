@@ -368,7 +368,9 @@ impl Proxy {
             let held = self.held();
             // Empty pipes are kept for the next stream.
             let pipe_fds = 2 * self.metrics().sum("corelay_pipes") as usize;
-            if process.open_fds() == Some(base.fds + pipe_fds)
+            // At the start a health check may have been under way.
+            let has_no_more = |open: usize| open <= base.fds + pipe_fds;
+            if process.open_fds().is_some_and(has_no_more)
                 && process.thread_names() == base.threads
                 && held == (0.0, 0.0, 0.0)
             {
