@@ -137,6 +137,7 @@ impl CoreStats {
             resident_memory_bytes: usage.resident_bytes,
             threads: usage.threads,
             cpu: usage.cpu,
+            listen_overflows_total: usage.listen_overflows,
             access_log_lines_written_total: log.lines_written_total,
             access_log_stalled: log.stalled,
         }

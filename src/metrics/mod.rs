@@ -64,6 +64,8 @@ pub struct ProcessMetrics {
     pub threads: u64,
     /// User and system CPU time.
     pub cpu: Duration,
+    /// Connections of the network namespace that an accept queue had no room for.
+    pub listen_overflows_total: u64,
     /// Access-log lines that the kernel took.
     pub access_log_lines_written_total: u64,
     /// Whether the access log's target takes nothing at present.

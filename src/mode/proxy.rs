@@ -107,6 +107,8 @@ pub struct Introduced<'a> {
     pub received: Option<&'a Header>,
     /// The name that it asked for.
     pub name: Option<&'a ServerName>,
+    /// The protocol of ALPN by which it was routed.
+    pub protocol: Option<&'a [u8]>,
     /// What its session is called.
     pub id: SessionId,
 }
@@ -114,12 +116,13 @@ pub struct Introduced<'a> {
 impl Told {
     /// The bytes that go before the client's. Addresses are those of the header that came in, else those of
     /// the client's socket; a client of a unix socket is told as unknown. The name that the client asked for
-    /// goes along if the header that came in told none.
+    /// goes along if the header that came in told none, and so does the protocol by which it was routed.
     pub fn header(self, introduced: Introduced<'_>, downstream: BorrowedFd<'_>) -> Vec<u8> {
         let Introduced {
             client,
             received,
             name,
+            protocol,
             id,
         } = introduced;
         let command = received.map_or(Command::Proxy, |header| header.command);
@@ -153,6 +156,7 @@ impl Told {
             passed.unique_id = received_id.or_else(|| own.unique_id.clone());
             let name = || name.map(|name| name.as_str().to_owned());
             passed.authority = passed.authority.or_else(name);
+            passed.alpn = passed.alpn.or_else(|| protocol.map(<[u8]>::to_vec));
         }
         // TLVs that fitted a header once may not fit beside a checksum or an id: then they stay out.
         let id_alone = Tlvs {
@@ -208,6 +212,7 @@ mod tests {
                 client: None,
                 received: Some(&received),
                 name: None,
+                protocol: None,
                 id: SessionId {
                     nonce: 0xab,
                     core: CoreId(1),

@@ -54,6 +54,8 @@ pub struct Routed {
     pub upstream: Option<UpstreamId>,
     /// What it asked for.
     pub name: Option<ServerName>,
+    /// The protocol that decided.
+    pub protocol: Option<Vec<u8>>,
 }
 
 /// Why a client goes nowhere.
@@ -69,17 +71,22 @@ pub struct Unrouted {
 struct Asked {
     upstream: Option<UpstreamId>,
     name: Option<ServerName>,
+    protocol: Option<Vec<u8>>,
 }
 
 impl Routes {
     fn by_hello(&self, hello: Hello) -> Asked {
         let mut offered = hello.alpn.iter();
         // The client's order is its preference.
-        let upstream = offered.find_map(|it| self.protocols.get(it)).copied();
+        let found = offered.find_map(|it| self.protocols.get_key_value(it));
         let asked = self.by_name(hello.server_name);
-        Asked {
-            upstream: upstream.or(asked.upstream),
-            ..asked
+        match found {
+            None => asked,
+            Some((protocol, upstream)) => Asked {
+                upstream: Some(*upstream),
+                protocol: Some(protocol.clone()),
+                ..asked
+            },
         }
     }
 
@@ -88,7 +95,11 @@ impl Routes {
             Some(name) => self.names.get(name.as_str()),
             None => self.no_name,
         };
-        Asked { upstream, name }
+        Asked {
+            upstream,
+            name,
+            protocol: None,
+        }
     }
 }
 
@@ -125,6 +136,7 @@ pub async fn route(
                 downstream,
                 upstream: asked.upstream,
                 name: asked.name,
+                protocol: asked.protocol,
             });
         }
         Peeked::Bad(error) => Some(error),
@@ -140,6 +152,7 @@ fn asked(routes: &Routes, bytes: &[u8]) -> Parsed<Asked, &'static str> {
     let other = || Asked {
         upstream: routes.other_protocol,
         name: None,
+        protocol: None,
     };
     match routes.by {
         By::Sni => match client_hello::peek(bytes, HELLO_MAX_BYTES) {

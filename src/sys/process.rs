@@ -16,6 +16,9 @@ pub struct Usage {
     pub threads: u64,
     /// User and system time.
     pub cpu: Duration,
+    /// Connections of this network namespace, ours or not, that an accept queue had no room for
+    /// (TcpExtListenOverflows).
+    pub listen_overflows: u64,
 }
 
 /// Reads everything; what cannot be read is 0.
@@ -32,7 +35,23 @@ pub fn usage() -> Usage {
         resident_bytes: field("VmRSS:") * 1024,
         threads: field("Threads:"),
         cpu: cpu_time(),
+        listen_overflows: listen_overflows(
+            &fs::read_to_string("/proc/self/net/netstat").unwrap_or_default(),
+        ),
     }
+}
+
+/// Of the text of /proc/PID/net/netstat: a line of names for each line of numbers (see nstat(8)).
+fn listen_overflows(netstat: &str) -> u64 {
+    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (Some(names), Some(numbers)) = (lines.next(), lines.next()) else {
+        return 0;
+    };
+    let mut pairs = names.split_whitespace().zip(numbers.split_whitespace());
+    let found = pairs.find(|(name, _)| *name == "ListenOverflows");
+    found
+        .and_then(|(_, number)| number.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Descriptors open now; the one that reads the directory is not counted.
@@ -77,4 +96,20 @@ fn cpu_time() -> Duration {
         Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
     };
     of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overflows_are_found_by_their_name() {
+        let text = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 23 45\n\
+                    IpExt: ListenOverflows\nIpExt: 9\n";
+        assert_eq!(listen_overflows(text), 23);
+        assert_eq!(listen_overflows("TcpExt: A\nTcpExt: 1\n"), 0);
+        assert_eq!(listen_overflows(""), 0);
+        let real = fs::read_to_string("/proc/self/net/netstat").expect("this kernel has it");
+        assert!(real.contains(" ListenOverflows "));
+    }
 }

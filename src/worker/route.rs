@@ -34,6 +34,8 @@ pub(super) struct Client {
     pub(super) header: Option<Header>,
     /// The name that it asks for, if the listener routes by it.
     pub(super) name: Option<ServerName>,
+    /// The protocol of ALPN that decided where it goes.
+    pub(super) protocol: Option<Vec<u8>>,
 }
 
 impl Client {
@@ -215,6 +217,7 @@ impl Servers for Route<'_> {
             client: self.client.address,
             received: self.client.header.as_ref(),
             name: self.client.name.as_ref(),
+            protocol: self.client.protocol.as_deref(),
             id: self.id,
         };
         told.header(told_of, client)

@@ -166,6 +166,7 @@ async fn meet(
         client = routed.downstream;
         upstream = routed.upstream;
         known.name = routed.name;
+        known.protocol = routed.protocol;
     }
     let way = &core.ways[usize::from(listener.0)];
     Ok(Met {

@@ -9,7 +9,7 @@ use corelay::wire::proxy::{
     Addresses, Command, Header, Mode, Tlvs, V2Options, encode_v1, encode_v2, parse,
 };
 use corelay_bench::servers::{RefusedPort, Server};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::peer_proxy::PeerProxy;
 use crate::support::peers::{
@@ -254,6 +254,39 @@ fn access_and_limits_are_those_of_the_client_that_the_header_names() {
     expect_bytes(&mut again, b"x");
     drop(again);
     proxy.finish();
+}
+
+#[test]
+fn hashes_go_by_the_client_that_the_header_names() {
+    let servers = [(); 4].map(|()| Server::echo().start().unwrap());
+    let addresses = servers.each_ref().map(|it| it.address().to_string());
+    for balance in ["source_hash", "maglev"] {
+        let config = required(servers[0].address())
+            .set("upstreams.app.servers", json!(addresses))
+            .set("upstreams.app.balance", balance);
+        let proxy = Proxy::start(&config);
+        // Twice each, all by way of one sender.
+        for _ in 0..2 {
+            for last in 1..=24 {
+                let mut client = connect(proxy.address());
+                let header = format!("PROXY TCP4 192.0.2.{last} 192.0.2.1 {last} 2\r\nx");
+                client.write_all(header.as_bytes()).unwrap();
+                expect_bytes(&mut client, b"x");
+            }
+        }
+        let mut chosen = std::collections::BTreeMap::<String, Vec<Value>>::new();
+        for line in proxy.access_lines(48) {
+            let client: SocketAddr = line["downstream"].as_str().unwrap().parse().unwrap();
+            let choices = chosen.entry(client.ip().to_string()).or_default();
+            choices.push(line["server"].clone());
+        }
+        assert_eq!(chosen.len(), 24);
+        assert!(chosen.values().all(|it| it[0] == it[1]), "{balance}");
+        let used: std::collections::BTreeSet<_> =
+            chosen.values().map(|it| it[0].to_string()).collect();
+        assert!(used.len() > 1, "{balance}: 24 clients, and one server");
+        proxy.finish();
+    }
 }
 
 #[test]

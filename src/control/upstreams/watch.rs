@@ -371,14 +371,9 @@ impl Watcher {
             .filter(|_| failed_check);
         let available = group.health.available();
         let upstream = &group.config.name;
-        let what = match (
-            transition.from.takes_connections(),
-            transition.to.takes_connections(),
-        ) {
-            (true, false) => "a server gets no new sessions",
-            (false, true) => "a server gets new sessions again",
-            _ => {
-                return tracing::info!(
+        macro_rules! tell {
+            ($level:ident, $what:literal) => {
+                tracing::$level!(
                     upstream,
                     server = address,
                     from,
@@ -386,20 +381,16 @@ impl Watcher {
                     reason,
                     checked_at,
                     available,
-                    "a server's last check was unlike those before"
-                );
-            }
-        };
-        tracing::warn!(
-            upstream,
-            server = address,
-            from,
-            to,
-            reason,
-            checked_at,
-            available,
-            "{what}"
-        );
+                    $what
+                )
+            };
+        }
+        let took = transition.from.takes_connections();
+        match (took, transition.to.takes_connections()) {
+            (true, false) => tell!(warn, "a server gets no new sessions"),
+            (false, true) => tell!(warn, "a server gets new sessions again"),
+            _ => tell!(info, "a server's last check was unlike those before"),
+        }
     }
 
     fn note_check(&self, server: ServerId, result: &CheckResult) {

@@ -22,6 +22,11 @@ pub(super) fn process(page: &mut Page, scrape: &Scrape<'_>) {
         "User and system CPU time.",
     );
     page.sample("", seconds(process.cpu));
+    page.counter(
+        "corelay_listen_overflows_total",
+        "Connections that an accept queue had no room for, in the whole network namespace.",
+    );
+    page.sample("", process.listen_overflows_total);
     page.gauge(
         "corelay_ring_feature",
         "1 if this feature of io_uring is in use, 0 if the kernel lacks it.",

@@ -38,6 +38,8 @@ pub(super) struct World {
     pub zero_copy_sends: u64,
     /// Peers may send urgent data.
     pub urgent: bool,
+    /// Sockets take all that they have room for.
+    pub is_generous: bool,
 }
 
 impl World {
@@ -46,7 +48,8 @@ impl World {
         let room = self.endpoints[id].free();
         // The kernel may take less than it has room for.
         let most = room.min(bytes.len() as u64);
-        let count = if self.random.chance(70) {
+        let takes_all = self.random.chance(70);
+        let count = if takes_all || self.is_generous {
             most
         } else {
             self.random.below(most + 1)

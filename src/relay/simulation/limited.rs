@@ -93,6 +93,8 @@ impl Simulation {
             .expect("every tenth or so");
         simulation.make_room();
         simulation.world.0.borrow_mut().urgent = false;
+        // A destination that calls itself full gets what was granted later, in other turns.
+        simulation.world.0.borrow_mut().is_generous = true;
         simulation.relay.options.idle_ms = 100;
         simulation.relay.options.half_close_ms = 100;
         for slot in 0..simulation.sessions as u32 {
@@ -135,9 +137,7 @@ fn who_is_held_back_is_not_idle_and_who_is_silent_is() {
             simulation.sends(session, 150);
         }
         simulation.rounds(990_000);
-        // The burst and one turn, or a part of one more: what a full destination gave back is asked for anew.
-        let taken = simulation.taken(0);
-        assert!((100..150).contains(&taken), "{taken}");
+        assert_eq!(simulation.taken(0), 100, "the burst and one turn");
         assert_eq!(simulation.relay.active(), simulation.sessions);
         simulation.rounds(20_000);
         assert_eq!(simulation.taken(0), 150);

@@ -144,6 +144,7 @@ impl Simulation {
             endpoints,
             pipes: Vec::new(),
             urgent,
+            is_generous: false,
             pool,
             random,
             completions: VecDeque::new(),
