@@ -415,6 +415,8 @@ fn case_65_a_core_that_is_stuck_with_a_full_queue_holds_nobody_else_up() {
         .expect("a core's thread");
     let late = format!("delay_exit={STUCK_US}");
     let late = Injection::into_thread(&strace, core, "io_uring_enter", &late);
+    let overflows = || proxy.metrics().sum("corelay_listen_overflows_total");
+    let overflows_before = overflows();
     let began = Instant::now();
     std::thread::scope(|scope| {
         // More than its queue holds: the kernel drops their SYNs, and they try again.
@@ -434,6 +436,7 @@ fn case_65_a_core_that_is_stuck_with_a_full_queue_holds_nobody_else_up() {
             "its queue was never full"
         );
         drop(late);
+        assert!(overflows() > overflows_before, "the kernel counts them");
         for client in stuck {
             greet(&mut client.join().unwrap());
         }
