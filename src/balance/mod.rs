@@ -38,7 +38,7 @@ mod split;
 mod two_choices;
 
 pub use hash::{hash_address, hash_text};
-pub use random::Random;
+pub use random::{Random, varied_us};
 pub use split::{Part, Split, SplitBy};
 
 use crate::units::ServerId;

@@ -34,6 +34,16 @@ impl Random {
     }
 }
 
+/// An interval that is up to so many percent shorter or longer, so that what recurs in several places does not
+/// recur in step; at least 1. The mean stays what it is. `draw` is any 64 random bits.
+pub fn varied_us(interval_us: u64, percent: u8, draw: u64) -> u64 {
+    let percent = u128::from(percent.min(100));
+    let swing_us = (u128::from(interval_us) * percent / 100) as u64;
+    // 0 ..= 2 × swing, each as likely as the other, but for what a division of 2^64 leaves.
+    let offset_us = (u128::from(draw) % (2 * u128::from(swing_us) + 1)) as u64;
+    (interval_us - swing_us).saturating_add(offset_us).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

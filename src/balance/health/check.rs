@@ -1,5 +1,7 @@
 //! What one check of a server gave, and when the next is due.
 
+use crate::balance::varied_us;
+
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CheckOutcome {
@@ -114,10 +116,6 @@ impl Pace {
         } else {
             self.interval_us
         };
-        let percent = u128::from(self.jitter_percent.min(100));
-        let swing_us = (u128::from(interval_us) * percent / 100) as u64;
-        // 0 ..= 2 × swing, each as likely as the other, but for what a division of 2^64 leaves.
-        let offset_us = (u128::from(draw) % (2 * u128::from(swing_us) + 1)) as u64;
-        (interval_us - swing_us).saturating_add(offset_us).max(1)
+        varied_us(interval_us, self.jitter_percent, draw)
     }
 }

@@ -7,17 +7,18 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Answers, MEMBERS_MAX, Member, Resolver, named};
-use crate::balance::Random;
+use crate::balance::{Random, varied_us};
 use crate::config::Config;
 use crate::config::model::{Server, ServerAddress};
-use crate::control::source;
+use crate::control::{seed, source};
 use crate::metrics::Lookups;
+use crate::sys::clock::micros;
 use crate::units::{Address, UpstreamId};
 
 /// More upstreams with names share these.
 pub(super) const THREADS_MAX: usize = 4;
 /// How far an interval varies, in percent: the hosts of a cluster are not to ask in step.
-const JITTER_PERCENT: u64 = 10;
+const JITTER_PERCENT: u8 = 10;
 
 /// One upstream whose servers have names.
 struct Names {
@@ -77,7 +78,7 @@ pub(in crate::control) fn start(
             resolver: Resolver::new(&config.dns),
             names,
             interval,
-            random: Random::new(u64::from(std::process::id()) << 8 | index as u64),
+            random: Random::new(seed()),
             watcher: watcher.clone(),
         };
         std::thread::Builder::new()
@@ -113,9 +114,9 @@ impl<W: Watcher> Refresher<W> {
     }
 
     fn next_interval(&mut self) -> Duration {
-        let range = 2 * JITTER_PERCENT + 1;
-        let percent = 100 - JITTER_PERCENT + self.random.next_u64() % range;
-        self.interval * percent as u32 / 100
+        let draw = self.random.next_u64();
+        let interval_us = varied_us(micros(self.interval), JITTER_PERCENT, draw);
+        Duration::from_micros(interval_us)
     }
 
     fn look(&mut self, index: usize) {
