@@ -220,6 +220,31 @@ fn case_41_a_budget_bounds_the_retries_of_all_sessions() {
     assert_eq!(metrics.sum("corelay_upstream_retries_denied_total"), 2.0);
     proxy.finish();
 
+    // Two cores have no more between them; each has its part.
+    let list = refused
+        .iter()
+        .map(|port| json!({ "address": port.address() }));
+    let config = self::config("round_robin", list.collect())
+        .set("workers", 2)
+        .set("upstreams.app.retries", 5)
+        .set(
+            "upstreams.app.retry_budget",
+            json!({ "percent": 0, "min_per_second": 1 }),
+        );
+    let proxy = Proxy::start(&config);
+    for _ in 0..40 {
+        expect_rejected(proxy.address());
+    }
+    proxy.access_lines(40);
+    let metrics = proxy.metrics();
+    let retries = metrics.sum("corelay_upstream_retries_total");
+    assert!((5.0..=10.0).contains(&retries), "{retries} retries");
+    for core in ["0", "1"] {
+        let of_core = metrics.sum_where("corelay_upstream_retries_total", &[("core", core)]);
+        assert!(of_core <= 5.0, "core {core} made {of_core}");
+    }
+    proxy.finish();
+
     // Where no server is left, nothing is denied, and nothing taken.
     let list = vec![json!({ "address": refused[0].address() })];
     let config = self::config("round_robin", list).set(
