@@ -14,8 +14,8 @@ use corelay_bench::servers::Server;
 use corelay_bench::signals::Signal;
 
 use crate::support::peers::{
-    End, connect, connect_with_receive_buffer, expect_bytes, expect_reset, finish,
-    read_pattern_from, try_connect,
+    End, connect, connect_with_receive_buffer, expect_bytes, expect_reset, finish, read_pattern,
+    read_pattern_from, try_connect, write_pattern,
 };
 use crate::support::process::{Process, strace};
 use crate::support::proxy::{assert_reason, exit};
@@ -383,4 +383,55 @@ fn a_stop_during_the_start_is_obeyed() {
         proxy.signal(Signal::TERM);
         assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::OK));
     }
+}
+
+#[test]
+fn a_process_that_was_stopped_and_continued_goes_on_as_before() {
+    const BYTES: u64 = 128 << 20;
+    let upstream = Server::echo().start().unwrap();
+    let config = Config::to([upstream.address()])
+        .set("upstreams.app.check.type", "tcp")
+        .set("upstreams.app.check.interval", "100ms");
+    let proxy = Proxy::start(&config);
+    let mut admin = TcpStream::connect(proxy.admin()).unwrap();
+    admin.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    let pattern = Pattern::new(7);
+    let mut idle = connect(proxy.address());
+    idle.write_all(b"x").unwrap();
+    expect_bytes(&mut idle, b"x");
+    let mut client = connect(proxy.address());
+    let mut sender = client.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            write_pattern(&mut sender, pattern, BYTES).unwrap();
+            finish(&sender);
+        });
+        let received = scope.spawn(move || read_pattern(&mut client, pattern));
+        let mut times = 0;
+        while !received.is_finished() {
+            proxy.signal(Signal::STOP);
+            wait_until("it stands still", || proxy.process().threads_are('T'));
+            proxy.signal(Signal::CONT);
+            times += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(received.join().unwrap(), (BYTES, End::Fin));
+        assert!(times > 5, "only {times} times");
+    });
+    idle.write_all(b"y").unwrap();
+    expect_bytes(&mut idle, b"y");
+    admin
+        .write_all(b"Host: a\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    admin.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(idle);
+    for line in proxy.access_lines(2) {
+        assert_reason(&line, "downstream/relay/finished");
+    }
+    let said = proxy.log();
+    let warned = said.iter().find(|line| line.contains(r#""WARN""#));
+    assert_eq!(warned, None);
+    proxy.finish();
 }

@@ -441,3 +441,28 @@ fn a_name_without_an_answer_at_the_start_is_one_line() {
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(exit::OK));
 }
+
+/// A thread that waits at a socket with a timeout is woken with EINTR by every SIGCONT, as when a machine
+/// is put to sleep and wakes.
+#[test]
+fn a_lookup_goes_on_after_the_process_was_stopped_and_continued() {
+    let nameserver = NameServer::start();
+    let (port, _servers) = servers([1]);
+    nameserver.set(NAME, Records::Silence);
+    let config = to_name(&nameserver, format!("{NAME}:{port}")).set("dns.timeout", "3s");
+    let mut proxy = Launch::default().spawn(&config);
+    wait_until("it is looked up", || nameserver.asked() > 0);
+    let asked = nameserver.asked();
+    for _ in 0..4 {
+        proxy.signal(Signal::STOP);
+        wait_until("it stands still", || proxy.process().threads_are('T'));
+        proxy.signal(Signal::CONT);
+        wait_until("it waits again", || proxy.process().threads_are('S'));
+    }
+    assert_eq!(nameserver.asked(), asked, "it still waits for the answer");
+    // The question that was lost is asked once more.
+    nameserver.set_addresses(NAME, [ip(1)]);
+    proxy.wait_ready();
+    echo_once(&proxy);
+    proxy.finish();
+}

@@ -139,8 +139,10 @@ fn over_udp(
     // Whatever a datagram holds: more than we asked for may come.
     let mut bytes = vec![0; 1 << 16];
     loop {
-        socket.set_read_timeout(Some(left(until)?))?;
-        let len = socket.recv(&mut bytes).map_err(in_words)?;
+        let len = receive(|| {
+            socket.set_read_timeout(Some(left(until)?))?;
+            socket.recv(&mut bytes)
+        })?;
         match query.read(&mut bytes[..len]) {
             // Ours may still come.
             Err(DnsError::NotOurs) => {}
@@ -170,13 +172,27 @@ fn over_tcp(
 
 fn read_by(stream: &mut TcpStream, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !bytes.is_empty() {
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(bytes).map_err(in_words)? {
+        let read = receive(|| {
+            stream.set_read_timeout(Some(left(deadline)?))?;
+            stream.read(bytes)
+        });
+        match read? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             len => bytes = &mut bytes[len..],
         }
     }
     Ok(())
+}
+
+/// Once more after EINTR, which ends the wait of a socket with a timeout without any signal handler too:
+/// after SIGCONT (signal(7)), and when the kernel takes down an io_uring that this thread had.
+fn receive(mut once: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match once() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map_err(in_words),
+        }
+    }
 }
 
 /// Never zero, which would mean for ever.

@@ -96,6 +96,16 @@ impl Process {
             .collect()
     }
 
+    /// Whether every thread is in this state of proc_pid_stat(5): `T` after SIGSTOP, `S` while it waits.
+    pub(crate) fn threads_are(self, state: char) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0)).expect("its threads");
+        let mut states = tasks.filter_map(|task| {
+            let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        });
+        states.all(|it| it == state)
+    }
+
     fn status_kib(self, key: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).expect("its status");
         let line = status

@@ -172,8 +172,9 @@ impl Proxy {
         Launch::default().start(config)
     }
 
+    /// For a process that was spawned and is to become ready later.
     #[track_caller]
-    fn wait_ready(&mut self) {
+    pub(crate) fn wait_ready(&mut self) {
         self.wait_log("ready");
         for line in self.stderr.all_json() {
             let address = line["address"].as_str().unwrap_or_default().to_owned();
