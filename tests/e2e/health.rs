@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::support::peers::{
     End, connect, expect_bytes, expect_fin, expect_rejected, expect_reset, read_to_end, reset,
 };
+use crate::support::ports::lasting_address;
 use crate::support::proxy::assert_reason;
 use crate::support::{Config, DEADLINE, Pair, Proxy, Upstream, wait_until};
 
@@ -51,13 +52,12 @@ fn wait_status(proxy: &Proxy, server: SocketAddr, status: &str) {
 
 #[test]
 fn case_42_a_server_that_its_checks_find_down_gets_nothing_until_they_find_it_up() {
-    let dead = RefusedPort::new().unwrap();
+    let dead = lasting_address();
     let live = Server::echo().start().unwrap();
-    let config =
-        Config::to([dead.address(), live.address()]).set("upstreams.app.check", check("tcp"));
+    let config = Config::to([dead, live.address()]).set("upstreams.app.check", check("tcp"));
     let proxy = Proxy::start(&config);
-    wait_status(&proxy, dead.address(), "down");
-    let page = standing(&proxy, dead.address());
+    wait_status(&proxy, dead, "down");
+    let page = standing(&proxy, dead);
     assert_eq!(page["reason"], "check_failed: refused");
     assert_eq!(page["last_check"]["outcome"], "refused");
     assert_eq!(page["up"], false);
@@ -68,19 +68,17 @@ fn case_42_a_server_that_its_checks_find_down_gets_nothing_until_they_find_it_up
         assert_eq!(line["attempts"], 1, "nobody met the dead server: {line}");
     }
     let line = proxy.wait_log_where("the server went down", |line| line["to"] == "down");
-    assert_eq!(line["server"], dead.address().to_string());
+    assert_eq!(line["server"], dead.to_string());
     assert_eq!(line["available"], 1);
     assert_eq!(proxy.metrics().sum("corelay_server_up"), 1.0);
     assert_eq!(proxy.metrics().sum("corelay_server_downs_total"), 1.0);
 
     // It comes back.
-    let address = dead.address();
-    drop(dead);
-    let _back = Server::echo().listen(address).start().unwrap();
-    wait_status(&proxy, address, "up");
+    let _back = Server::echo().listen(dead).start().unwrap();
+    wait_status(&proxy, dead, "up");
     wait_until("it serves again", || {
         echo_once(proxy.address());
-        let label = [("server", address.to_string())];
+        let label = [("server", dead.to_string())];
         let label: Vec<_> = label
             .iter()
             .map(|(key, value)| (*key, value.as_str()))
@@ -89,7 +87,7 @@ fn case_42_a_server_that_its_checks_find_down_gets_nothing_until_they_find_it_up
         metrics.sum_where("corelay_upstream_connections_total", &label) > 0.0
     });
     assert!(
-        standing(&proxy, address)["last_check"]["latency_ms"]
+        standing(&proxy, dead)["last_check"]["latency_ms"]
             .as_f64()
             .unwrap()
             > 0.0
@@ -213,7 +211,7 @@ fn sessions_that_a_server_resets_before_its_first_byte_eject_it() {
 fn case_45_on_down_keeps_or_closes_the_sessions_of_a_server() {
     for on_down in ["keep", "close"] {
         let upstream = Upstream::new();
-        let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = TcpListener::bind(lasting_address()).unwrap();
         let mut check = check("tcp");
         check["port"] = gate.local_addr().unwrap().port().into();
         let config = Config::to([upstream.address()])
@@ -241,46 +239,44 @@ fn case_45_on_down_keeps_or_closes_the_sessions_of_a_server() {
 
 #[test]
 fn case_42_without_a_server_a_session_is_closed_or_held_or_goes_to_the_fallback() {
-    let dead = RefusedPort::new().unwrap();
+    let dead = lasting_address();
     let down = |config: Config| config.set("upstreams.app.check", check("tcp"));
 
-    let config = down(Config::to([dead.address()])).set("upstreams.app.on_no_server", "close");
+    let config = down(Config::to([dead])).set("upstreams.app.on_no_server", "close");
     let proxy = Proxy::start(&config);
-    wait_status(&proxy, dead.address(), "down");
+    wait_status(&proxy, dead, "down");
     expect_fin(&mut connect(proxy.address()));
     assert_reason(&proxy.access_line(), "local/connect/no_server");
     proxy.finish();
 
     let sorry = Server::echo().start().unwrap();
-    let config = down(Config::to([dead.address()]))
+    let config = down(Config::to([dead]))
         .set("upstreams.app.fallback", "sorry")
         .set(
             "upstreams.sorry",
             json!({ "servers": [sorry.address().to_string()] }),
         );
     let proxy = Proxy::start(&config);
-    wait_status(&proxy, dead.address(), "down");
+    wait_status(&proxy, dead, "down");
     echo_once(proxy.address());
     let line = proxy.access_line();
     assert_eq!(line["upstream"], "sorry");
     assert_eq!(line["server"], sorry.address().to_string());
     proxy.finish();
 
-    let config = down(Config::to([dead.address()]))
+    let config = down(Config::to([dead]))
         .set("upstreams.app.on_no_server", "hold")
         .set(
             "upstreams.app.queue",
             json!({ "max": 10, "timeout": "20s" }),
         );
     let proxy = Proxy::start(&config);
-    wait_status(&proxy, dead.address(), "down");
+    wait_status(&proxy, dead, "down");
     let mut held: Vec<TcpStream> = (0..4).map(|_| connect(proxy.address())).collect();
     wait_until("four are held", || {
         proxy.metrics().sum("corelay_upstream_queued") == 4.0
     });
-    let address = dead.address();
-    drop(dead);
-    let _back = Server::echo().listen(address).start().unwrap();
+    let _back = Server::echo().listen(dead).start().unwrap();
     for client in &mut held {
         client.write_all(b"x").unwrap();
         expect_bytes(client, b"x");
@@ -294,7 +290,7 @@ fn who_waits_for_a_place_goes_to_the_fallback_when_the_last_server_goes_down() {
     for on_no_server in ["reset", "hold"] {
         let full = Server::echo().start().unwrap();
         let sorry = Server::echo().start().unwrap();
-        let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = TcpListener::bind(lasting_address()).unwrap();
         let mut check = check("tcp");
         check["port"] = gate.local_addr().unwrap().port().into();
         let server = json!({ "address": full.address().to_string(), "max_connections": 1 });
@@ -361,9 +357,7 @@ fn a_server_that_came_back_starts_slowly() {
 #[test]
 fn case_43_a_flapping_server_leaves_every_count_at_zero() {
     let live = Server::echo().start().unwrap();
-    let flapping = RefusedPort::new().unwrap();
-    let address = flapping.address();
-    drop(flapping);
+    let address = lasting_address();
     let mut quick = check("tcp");
     quick["rise"] = 1.into();
     quick["fall"] = 1.into();

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::config::LISTENER;
 use crate::support::peers::{connect, expect_bytes};
+use crate::support::ports::lasting_address;
 use crate::support::process::tool;
 use crate::support::proxy::exit;
 use crate::support::{Config, DEADLINE, Launch, Pair, Proxy, Upstream, skip, wait_until};
@@ -33,11 +34,12 @@ struct Gate {
 
 impl Gate {
     fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self {
-            address: listener.local_addr().unwrap(),
-            open: Some(listener),
-        }
+        let mut gate = Self {
+            address: lasting_address(),
+            open: None,
+        };
+        gate.open();
+        gate
     }
 
     /// Returns when.
@@ -60,6 +62,7 @@ fn gated(server: SocketAddr, gate: &Gate) -> Config {
         json!({ "address": server.to_string(), "check_address": gate.address.to_string() });
     Config::to([gate.address])
         .set("workers", 2)
+        .set("listeners.edge.bind", lasting_address().to_string())
         .set("upstreams.app.servers", json!([server]))
         .set("upstreams.app.check", check())
         .set("upstreams.app.on_no_server", "stop_listening")

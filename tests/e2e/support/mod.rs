@@ -10,6 +10,7 @@ pub(crate) mod metrics;
 pub(crate) mod nameserver;
 pub(crate) mod peer_proxy;
 pub(crate) mod peers;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod proxy;
 
