@@ -258,6 +258,31 @@ impl MoverKind {
     }
 }
 
+/// What became of bytes that were to go to a server with the SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastOpen {
+    /// None went: there was no cookie yet, or this host does not allow it.
+    NotSent,
+    /// The server, or something on the way, acknowledged the SYN alone: they were sent once more.
+    Ignored,
+    /// The server took them.
+    Taken,
+}
+
+impl FastOpen {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [FastOpen::NotSent, FastOpen::Ignored, FastOpen::Taken];
+
+    /// The word used in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FastOpen::NotSent => "not_sent",
+            FastOpen::Ignored => "ignored",
+            FastOpen::Taken => "taken",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

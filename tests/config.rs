@@ -343,7 +343,7 @@ fn has_key(value: &serde_yaml::Value, path: &[&str]) -> bool {
 }
 
 /// Keys without a default, of which one excludes another: the reference shows them in its explanations.
-const ALTERNATIVES: [&str; 33] = [
+const ALTERNATIVES: [&str; 34] = [
     "upstreams.NAME.retry_budget.percent",
     "upstreams.NAME.retry_budget.min_per_second",
     "upstreams.NAME.check.server_name",
@@ -377,6 +377,7 @@ const ALTERNATIVES: [&str; 33] = [
     "upstreams.NAME.source.dscp",
     "upstreams.NAME.source.congestion",
     "upstreams.NAME.source.transparent",
+    "upstreams.NAME.source.fast_open",
 ];
 
 #[test]

@@ -14,14 +14,18 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::config::model::{Accept, Listener, Steer};
 use crate::sys::socket::{self, ConnectError, Options, ThirdSegment};
-use crate::sys::{affinity, filter, limits, lock};
+use crate::sys::{affinity, fast_open, filter, limits, lock};
 use crate::units::{Address, ListenerId};
 
 /// How long an address may stay in use after the process that had it was killed.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is tried meanwhile.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// The bit of `net.ipv4.tcp_fastopen` that allows Fast Open to servers (`TFO_SERVER_ENABLE`).
+/// Whom the host allows Fast Open: bits of a number.
+const FAST_OPEN: &str = "net/ipv4/tcp_fastopen";
+/// Those who connect (`TFO_CLIENT_ENABLE`).
+const FAST_OPEN_CLIENT: i64 = 1;
+/// Those who listen (`TFO_SERVER_ENABLE`).
 const FAST_OPEN_SERVER: i64 = 2;
 /// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
 const PRIVILEGED_BELOW: u16 = 1024;
@@ -264,7 +268,7 @@ fn set_accept_options(
             socket::defer_accept(socket, wait)?;
         }
         if let Some(queue) = accept.fast_open {
-            socket::accept_fast_open(socket, queue)?;
+            fast_open::accept(socket, queue)?;
         }
     }
     if let (Steer::Cpu, Some(first)) = (accept.steer, sockets.first()) {
@@ -273,8 +277,8 @@ fn set_accept_options(
     Ok(sockets)
 }
 
-/// Says what of the listeners' `accept` this host does not do as it is.
-pub fn warn_of_accept_options(config: &Config, cpus: &[usize]) {
+/// Says what of the listeners' `accept`, and of Fast Open on either side, this host does not do as it is.
+pub fn warn_of_socket_options(config: &Config, cpus: &[usize]) {
     let tcp = |listener: &&Listener| matches!(listener.bind, Address::Tcp(_));
     let mut listeners = config.listeners.iter().filter(tcp);
     if listeners.clone().any(|it| it.accept.steer == Steer::Cpu) {
@@ -287,11 +291,16 @@ pub fn warn_of_accept_options(config: &Config, cpus: &[usize]) {
             );
         }
     }
-    let flags = limits::sysctl("net/ipv4/tcp_fastopen");
-    let forbidden = flags.is_some_and(|flags| flags & FAST_OPEN_SERVER == 0);
-    if forbidden && listeners.any(|it| it.accept.fast_open.is_some()) {
+    let allows = |bit| limits::sysctl(FAST_OPEN).is_none_or(|flags| flags & bit != 0);
+    if !allows(FAST_OPEN_SERVER) && listeners.any(|it| it.accept.fast_open.is_some()) {
         tracing::warn!(
             "accept.fast_open: net.ipv4.tcp_fastopen does not allow it to servers, and SYNs with bytes are answered as any other; set it to 3 (sysctl net.ipv4.tcp_fastopen=3)"
+        );
+    }
+    let mut sources = config.upstreams.iter().flat_map(|it| &it.source);
+    if !allows(FAST_OPEN_CLIENT) && sources.any(|it| it.fast_open) {
+        tracing::warn!(
+            "source.fast_open: net.ipv4.tcp_fastopen does not allow it to clients, and connections to servers are made as any other; set it to 1 (sysctl net.ipv4.tcp_fastopen=1), or 3 with accept.fast_open"
         );
     }
 }

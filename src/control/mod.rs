@@ -168,7 +168,7 @@ pub fn start(config: &Config) -> Result<Running, RunError> {
         locks,
         unix_paths,
     } = listen::bind_all(config, &options, &cpus)?;
-    listen::warn_of_accept_options(config, &cpus);
+    listen::warn_of_socket_options(config, &cpus);
     let admin = bind_admin(config)?;
     let (news, heard) = mpsc::channel();
     let making = upstreams::Making::new(cpus.len(), news.clone());

@@ -36,6 +36,7 @@ pub(super) fn of(source: &model::Source) -> Arc<Source> {
         dscp: source.dscp,
         congestion: source.congestion.clone(),
         transparent: source.transparent,
+        fast_open: source.fast_open,
     })
 }
 

@@ -330,6 +330,8 @@ pub struct UpstreamMetrics {
     pub retries_total: u64,
     /// Those not tried for want of budget.
     pub retries_denied_total: u64,
+    /// Connections whose first bytes were to go with the SYN, by [`crate::outcome::FastOpen`].
+    pub fast_open_total: [u64; 3],
     /// Sessions that had to wait for a place on a server.
     pub queued_total: u64,
     /// Those that wait now.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::exposition::merged;
 use super::{CoreMetrics, LatencyHistogram, ListenerMetrics, Scrape, ServerMetrics};
-use crate::outcome::{CloseReason, MoverKind};
+use crate::outcome::{CloseReason, FastOpen, MoverKind};
 
 const US_PER_MS: f64 = 1000.0;
 
@@ -177,6 +177,7 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
             "first_byte": latency(&merged(scrape, |core| &core.upstreams[index].first_byte)),
             "retries": total(|u| u.retries_total),
             "retries_denied": total(|u| u.retries_denied_total),
+            "fast_open": fast_open(scrape, index),
             "queued": total(|u| u.queued),
             "queued_total": total(|u| u.queued_total),
             "servers": servers,
@@ -185,6 +186,16 @@ fn upstreams(scrape: &Scrape<'_>) -> Map<String, Value> {
     };
     let upstreams = scrape.names.upstreams.iter().enumerate();
     upstreams.map(object).collect()
+}
+
+fn fast_open(scrape: &Scrape<'_>, upstream: usize) -> Map<String, Value> {
+    let count = |outcome: FastOpen| {
+        let count = sum(scrape, |core| {
+            core.upstreams[upstream].fast_open_total[outcome as usize]
+        });
+        (outcome.as_str().to_owned(), count.into())
+    };
+    FastOpen::ALL.into_iter().map(count).collect()
 }
 
 fn server_object(scrape: &Scrape<'_>, index: usize, address: &str) -> Value {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::peek;
 use crate::core::Signal;
 use crate::core::readiness::Readiness;
-use crate::dial::{self, DialError};
+use crate::dial::{self, Call, DialError, Dialled, Early};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock::{self, micros};
 use crate::sys::socket::{self, Options, Peer, Target};
@@ -54,6 +54,8 @@ pub struct Plan<'a, S> {
     pub connect_timeout: Duration,
     /// Dial only after the client's first byte.
     pub defer_connect: Option<Duration>,
+    /// Whether bytes of the client may go to a server with the SYN, where its source wants that.
+    pub may_take_early: bool,
     /// Ends everything at once.
     pub stop: &'a Signal,
 }
@@ -79,6 +81,8 @@ pub struct Attempts {
     pub failed: Vec<(ServerId, Cause)>,
     /// How long the successful attempt took, in microseconds.
     pub connect_us: u64,
+    /// What went to the server with the SYN.
+    pub early: Option<Early>,
 }
 
 /// Connects a client to a server, or says why not. The client's socket is closed on error: with a
@@ -109,21 +113,23 @@ pub async fn serve<S: Servers>(
             address: seat.as_ref(),
             origin: plan.servers.origin(&seat),
         };
-        let dialled = dial::connect(
+        let preface = plan.servers.preface(&seat, downstream.as_fd());
+        let call = Call {
             target,
-            plan.options,
-            plan.connect_timeout,
-            downstream.as_fd(),
-            plan.stop,
-        );
-        let dialled = dialled.await.and_then(|upstream| {
-            let preface = plan.servers.preface(&seat, downstream.as_fd());
-            dial::introduce(&upstream, &preface)?;
-            Ok(upstream)
-        });
-        match dialled {
-            Ok(upstream) => {
+            options: plan.options,
+            timeout: plan.connect_timeout,
+            preface: &preface,
+            client: downstream.as_fd(),
+            may_take_early: plan.may_take_early,
+            stop: plan.stop,
+        };
+        match dial::dial(call).await {
+            Ok(Dialled {
+                socket: upstream,
+                early,
+            }) => {
                 attempts.connect_us = clock::now_us() - started_us;
+                attempts.early = early;
                 plan.servers.attempted(&seat, Ok(()));
                 return Ok(Connected {
                     downstream,
@@ -135,7 +141,10 @@ pub async fn serve<S: Servers>(
             Err(error) => {
                 let (is_last, why) = failed(error);
                 reason = why;
-                if let DialError::Server(cause) | DialError::Local(cause) = error {
+                if let DialError::Server(cause)
+                | DialError::Spent(cause)
+                | DialError::Local(cause) = error
+                {
                     attempts.failed.push((server, cause));
                     plan.servers.attempted(&seat, Err(cause));
                 }
@@ -158,6 +167,7 @@ fn failed(error: DialError) -> (bool, CloseReason) {
         // Running out of ports is nobody's fault but ours.
         DialError::Server(Cause::LocalPorts) => (false, Side::Local, Cause::LocalPorts),
         DialError::Server(cause) => (false, Side::Upstream, cause),
+        DialError::Spent(cause) => (true, Side::Upstream, cause),
         DialError::Local(cause) => (true, Side::Local, cause),
         DialError::Left => (true, Side::Downstream, Cause::Left),
         DialError::Stopped => (true, Side::Local, Cause::Drain),

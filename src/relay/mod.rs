@@ -21,13 +21,14 @@ pub mod pair;
 #[cfg(test)]
 mod simulation;
 mod splice;
+mod watcher;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::core::pump::Engine;
 use crate::core::wheel::Wheel;
-use crate::outcome::{Cause, CloseReason, MoverKind};
+use crate::outcome::{Cause, MoverKind};
 use crate::ring::{Buffer, Completion, Group, RelayRing};
 use crate::sys::socket::Keepalive;
 use bandwidth::{Bandwidth, Limits};
@@ -36,6 +37,8 @@ use direction::{Direction, Source, Step};
 use io::Io;
 use pair::{Chunk, End, Operation, Pair, PairId, Phase, parse_token, token};
 use splice::{Guards, Pipes};
+
+pub use watcher::{Summary, Watcher};
 
 /// Up to so many messages in one pass are sent with send(2), more by the ring. A send of the ring
 /// spares a system call per message, and costs one per pass: that which submits it returns at once, with
@@ -63,37 +66,15 @@ pub struct RelayOptions {
     pub zero_copy_min_bytes: u32,
 }
 
-/// How a session ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Summary {
-    /// Why.
-    pub reason: CloseReason,
-    /// Bytes delivered to the server.
-    pub to_upstream_bytes: u64,
-    /// Bytes delivered to the client.
-    pub to_downstream_bytes: u64,
-    /// When the server's first byte was received (monotonic clock).
-    pub first_byte_us: Option<u64>,
-    /// Of the bytes delivered, those that were spliced.
-    pub spliced_bytes: u64,
-    /// How often a direction began or ceased to be spliced.
-    pub mover_switches: u16,
-}
-
-/// Who is told of what the engine does.
-pub trait Watcher {
-    /// What is kept with a session and handed back at its end.
-    type Record;
-    /// Bytes that came from `from` were delivered to the other end.
-    fn delivered(&mut self, record: &Self::Record, from: End, bytes: u64, mover: MoverKind);
-    /// A direction is moved by `to` from now on.
-    fn switched(&mut self, record: &Self::Record, to: MoverKind);
-    /// A direction has to wait for its bandwidth.
-    fn held_back(&mut self, record: &Self::Record, from: End);
-    /// The engine is about to handle a completion of this session.
-    fn in_hand(&mut self, record: &Self::Record);
-    /// The session is over and its sockets are closed.
-    fn closed(&mut self, now_us: u64, record: Self::Record, summary: Summary);
+/// A session that stands: two connected sockets.
+#[derive(Debug)]
+pub struct Handover<'a, S> {
+    /// By [`End`].
+    pub sockets: [S; 2],
+    /// The limits of its listener.
+    pub bandwidth: Option<&'a Arc<Bandwidth>>,
+    /// Bytes of the client that went to the server while it was dialled.
+    pub early_bytes: u64,
 }
 
 /// The engine of one core.
@@ -162,15 +143,22 @@ impl<I: Io, W: Watcher> Relay<I, W> {
         }
     }
 
-    /// Takes a session over: two connected sockets by [`End`], the limits of its bandwidth, and what to
-    /// report at the end.
+    /// Takes a session over, and what to report at its end.
     pub fn start(
         &mut self,
         now_us: u64,
-        sockets: [I::Socket; 2],
-        bandwidth: Option<&Arc<Bandwidth>>,
+        handover: Handover<'_, I::Socket>,
         record: W::Record,
     ) -> PairId {
+        let Handover {
+            sockets,
+            bandwidth,
+            early_bytes,
+        } = handover;
+        if early_bytes > 0 {
+            let (from, mover) = (End::Downstream, MoverKind::Copy);
+            self.watcher.delivered(&record, from, early_bytes, mover);
+        }
         let now_ms = now_us / 1_000;
         let limits = bandwidth.map(|it| Box::new(Limits::new(it, now_us)));
         let direction = |from| {
@@ -187,7 +175,7 @@ impl<I: Io, W: Watcher> Relay<I, W> {
             was_marked: [false; 2],
             spliced_bytes: 0,
             mover_switches: 0,
-            delivered_bytes: [0; 2],
+            delivered_bytes: [early_bytes, 0],
             put_off: [false; 2],
             zero_copy: [true; 2],
             is_kept_alive: false,

@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod clock;
 pub mod event;
+pub mod fast_open;
 pub mod fd;
 pub mod filter;
 pub mod limits;

@@ -98,14 +98,6 @@ pub fn defer_accept(listener: &impl AsFd, wait: Duration) -> io::Result<()> {
     set_option(listener.as_fd(), libc::IPPROTO_TCP, name, &seconds)
 }
 
-/// Takes bytes that come with a SYN (`TCP_FASTOPEN`), for at most `queue` handshakes at a time. The
-/// kernel does so only if `net.ipv4.tcp_fastopen` allows it to servers.
-pub fn accept_fast_open(listener: &impl AsFd, queue: u32) -> io::Result<()> {
-    let queue = i32::try_from(queue).unwrap_or(i32::MAX);
-    let name = libc::TCP_FASTOPEN;
-    set_option(listener.as_fd(), libc::IPPROTO_TCP, name, &queue)
-}
-
 /// Starts listening.
 pub fn listen(socket: &impl AsFd, backlog: u32) -> io::Result<()> {
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
@@ -228,35 +220,58 @@ pub fn connect(
     options: &Options,
     third: ThirdSegment,
 ) -> Result<(OwnedFd, Connecting), ConnectError> {
-    let address = target.address;
-    let socket = stream_socket(address)?;
-    if let Address::Tcp(server) = address {
+    let socket = prepare(target, options)?;
+    if matches!(target.address, Address::Tcp(_)) {
+        set_third_segment(&socket, third)?;
+    }
+    let connecting = match socket.connect(&sockaddr(target.address)?) {
+        Ok(()) => {
+            refuse_itself(&socket, target.address)?;
+            Connecting::Done
+        }
+        // The SYN-ACK of a local server was handled when the first call let go of the socket, so a
+        // second call finds the connection established (or refused) and saves a round through a ring.
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+            continue_connecting(&socket, target.address)?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((socket.into(), connecting))
+}
+
+/// A socket that has everything but a connection.
+pub(super) fn prepare(target: Target<'_>, options: &Options) -> Result<Socket, ConnectError> {
+    let socket = stream_socket(target.address)?;
+    if let Address::Tcp(server) = target.address {
         options.apply(&socket)?;
         if let Some(origin) = target.origin {
             origin.apply(&socket, server.is_ipv4())?;
         }
-        if third == ThirdSegment::Data {
-            // tcp(7): not permanent, and in SYN-SENT it means just this (tcp_rcv_synsent_state_process).
-            socket.set_tcp_quickack(false)?;
-        }
     }
-    let server = sockaddr(address)?;
-    let first = socket.connect(&server);
-    // The SYN-ACK of a local server was handled when the first call let go of the socket, so a
-    // second call finds the connection established (or refused) and saves a round through a ring.
-    let result = match &first {
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => socket.connect(&server),
-        _ => first,
-    };
-    match result {
-        Err(e) if e.raw_os_error() == Some(libc::EALREADY) => {
-            return Ok((socket.into(), Connecting::Pending));
-        }
-        Err(e) if e.raw_os_error() != Some(libc::EISCONN) => return Err(e.into()),
+    Ok(socket)
+}
+
+/// Before the answer to the SYN was handled.
+pub(super) fn set_third_segment(socket: &Socket, third: ThirdSegment) -> io::Result<()> {
+    if third == ThirdSegment::Data {
+        // tcp(7): not permanent, and in SYN-SENT it means just this (tcp_rcv_synsent_state_process).
+        socket.set_tcp_quickack(false)?;
+    }
+    Ok(())
+}
+
+/// How a connection that was begun stands.
+///
+/// Errors: those of connect(2).
+pub fn continue_connecting(socket: &impl AsFd, address: &Address) -> io::Result<Connecting> {
+    let result = SockRef::from(socket).connect(&sockaddr(address)?);
+    match result.map_err(|error| (error.raw_os_error(), error)) {
+        Err((Some(libc::EALREADY | libc::EINPROGRESS), _)) => return Ok(Connecting::Pending),
+        Err((errno, error)) if errno != Some(libc::EISCONN) => return Err(error),
         _ => {}
     }
-    refuse_itself(&socket, address)?;
-    Ok((socket.into(), Connecting::Done))
+    refuse_itself(socket, address)?;
+    Ok(Connecting::Done)
 }
 
 /// A dead local server whose port is an ephemeral one can be "reached" by a socket that the kernel

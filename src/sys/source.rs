@@ -62,6 +62,8 @@ pub struct Source {
     pub congestion: Option<String>,
     /// Come from the client's own address and port.
     pub transparent: bool,
+    /// The SYN takes the first bytes along. Not an option of the socket: see [`super::fast_open`].
+    pub fast_open: bool,
 }
 
 /// Where one connection comes from.

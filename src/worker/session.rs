@@ -17,7 +17,7 @@ use crate::mode::tcp::{self, Attempts, Connected, Plan};
 use crate::mode::{self, proxy};
 use crate::outcome::{Cause, CloseReason, MoverKind, Side, Stage};
 use crate::relay::pair::End;
-use crate::relay::{Summary, Watcher};
+use crate::relay::{Handover, Summary, Watcher};
 use crate::sys::clock;
 use crate::units::{ListenerId, ServerId, UpstreamId};
 use crate::wire::proxy::ProxyError;
@@ -75,6 +75,8 @@ pub(super) async fn run(
         options: &service.socket_options,
         connect_timeout: service.connect_timeout,
         defer_connect: settings.defer_connect,
+        // Bytes that count against a limit go through the engine.
+        may_take_early: settings.bandwidth.is_none(),
         stop: &core.aborting,
     };
     let mut attempts = Attempts::default();
@@ -100,8 +102,12 @@ pub(super) async fn run(
                 _pass: met.pass,
             };
             let mut engine = core.engine.borrow_mut();
-            let bandwidth = settings.bandwidth.as_ref();
-            engine.start(now_us, [downstream, upstream], bandwidth, record);
+            let handover = Handover {
+                sockets: [downstream, upstream],
+                bandwidth: settings.bandwidth.as_ref(),
+                early_bytes: attempts.early.map_or(0, |it| it.client_bytes as u64),
+            };
+            engine.start(now_us, handover, record);
             if core.aborting.is_set() {
                 engine.abort_all(now_us, Cause::Drain);
             } else if is_over {
@@ -246,6 +252,9 @@ impl Ledger {
             server.active += 1;
             let took = Duration::from_micros(attempts.connect_us);
             metrics.upstream(upstream).connect.record(took);
+        }
+        if let Some(early) = attempts.early {
+            metrics.upstream(upstream).fast_open_total[early.outcome as usize] += 1;
         }
     }
 

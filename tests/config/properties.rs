@@ -476,6 +476,7 @@ fn a_source(seed: u32) -> Option<Source> {
         congestion: seed.is_multiple_of(11).then(|| "bbr".to_owned()),
         // What it needs of listeners has golden files of its own.
         transparent: false,
+        fast_open: seed.is_multiple_of(13),
     })
 }
 

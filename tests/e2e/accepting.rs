@@ -11,8 +11,6 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::support::peers::{connect, expect_bytes};
 use crate::support::{Config, Proxy, Upstream, child, skip};
 
-/// The role of a test that runs again in a network namespace.
-const NAMESPACE: &str = "namespace";
 /// Enough for chance to show: the kernel's hash would send all of them to one of two cores once in
 /// 2^20 times.
 const CONNECTIONS: usize = 20;
@@ -101,14 +99,9 @@ fn a_deferred_client_reaches_nobody_before_its_first_byte() {
 
 #[test]
 fn bytes_that_come_with_the_syn_are_relayed() {
-    if !child::plays(NAMESPACE) {
-        let test = "accepting::bytes_that_come_with_the_syn_are_relayed";
-        if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
-            skip("fast open", &reason);
-        }
+    if !child::is_in_namespace("accepting::bytes_that_come_with_the_syn_are_relayed", &[]) {
         return;
     }
-    child::run_tool("ip", &["link", "set", "lo", "up"]);
     std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").unwrap();
     let upstream = Server::echo().start().unwrap();
     let config = Config::to([upstream.address()])
@@ -142,14 +135,12 @@ fn fast_open_accepted() -> u64 {
 
 #[test]
 fn fast_open_that_the_host_forbids_is_warned_of() {
-    if !child::plays(NAMESPACE) {
-        let test = "accepting::fast_open_that_the_host_forbids_is_warned_of";
-        if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
-            skip("fast open", &reason);
-        }
+    if !child::is_in_namespace(
+        "accepting::fast_open_that_the_host_forbids_is_warned_of",
+        &[],
+    ) {
         return;
     }
-    child::run_tool("ip", &["link", "set", "lo", "up"]);
     std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1").unwrap();
     let upstream = Server::echo().start().unwrap();
     let config = Config::to([upstream.address()]).set("listeners.edge.accept.fast_open", 16);

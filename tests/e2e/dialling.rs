@@ -10,7 +10,7 @@ use crate::support::peers::{
     End, connect, expect_bytes, expect_rejected, expect_reset, finish, read_to_end, reset,
 };
 use crate::support::proxy::assert_reason;
-use crate::support::{Config, Pair, Proxy, Upstream, child, skip, wait_until};
+use crate::support::{Config, Pair, Proxy, Upstream, child, wait_until};
 
 #[test]
 fn case_16_client_that_resets_while_the_server_is_dialled_cancels_the_dial() {
@@ -182,18 +182,12 @@ fn case_33_a_unix_server_that_is_not_there_counts_as_refused() {
     proxy.finish();
 }
 
-const NAMESPACE: &str = "namespace";
-
 #[test]
 fn case_34_unreachable_servers_have_a_reason_of_their_own() {
-    if !child::plays(NAMESPACE) {
-        let test = "dialling::case_34_unreachable_servers_have_a_reason_of_their_own";
-        if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
-            skip("case 34", &reason);
-        }
+    let test = "dialling::case_34_unreachable_servers_have_a_reason_of_their_own";
+    if !child::is_in_namespace(test, &[]) {
         return;
     }
-    child::run_tool("ip", &["link", "set", "lo", "up"]);
     child::run_tool("ip", &["route", "add", "prohibit", "10.9.9.0/24"]);
     child::run_tool("ip", &["route", "add", "unreachable", "10.9.8.0/24"]);
     // Forbidden by policy (EACCES), host unreachable (EHOSTUNREACH), no route (ENETUNREACH).
@@ -218,7 +212,10 @@ fn case_34_unreachable_servers_have_a_reason_of_their_own() {
 
 #[test]
 fn case_40_a_server_that_vanished_is_given_up_by_user_timeout() {
-    if is_inside("dialling::case_40_a_server_that_vanished_is_given_up_by_user_timeout") {
+    if child::is_in_namespace(
+        "dialling::case_40_a_server_that_vanished_is_given_up_by_user_timeout",
+        &["nft"],
+    ) {
         vanish(&[("tcp.user_timeout", "1s")], b"into the void");
     }
 }
@@ -227,7 +224,10 @@ fn case_40_a_server_that_vanished_is_given_up_by_user_timeout() {
 /// the silence before the first of them.
 #[test]
 fn case_40_a_silent_server_that_vanished_is_given_up_by_keepalive() {
-    if is_inside("dialling::case_40_a_silent_server_that_vanished_is_given_up_by_keepalive") {
+    if child::is_in_namespace(
+        "dialling::case_40_a_silent_server_that_vanished_is_given_up_by_keepalive",
+        &["nft"],
+    ) {
         let settings = [("idle", "1s"), ("interval", "1s"), ("count", "2")];
         let settings = settings.map(|(key, value)| (format!("tcp.keepalive.{key}"), value));
         let settings: Vec<_> = settings
@@ -238,22 +238,8 @@ fn case_40_a_silent_server_that_vanished_is_given_up_by_keepalive() {
     }
 }
 
-/// Whether this is the test's part in a network namespace of its own; if not, that is run.
-fn is_inside(test: &str) -> bool {
-    if child::plays(NAMESPACE) {
-        return true;
-    }
-    if crate::support::process::tool("nft").is_none() {
-        skip("case 40", "no nft(8) here");
-    } else if let Err(reason) = child::run_in_namespace(test, NAMESPACE) {
-        skip("case 40", &reason);
-    }
-    false
-}
-
 /// A server from which nothing comes any more, and to which nothing goes.
 fn vanish(settings: &[(&str, &str)], last_words: &[u8]) {
-    child::run_tool("ip", &["link", "set", "lo", "up"]);
     let upstream = Upstream::on(SocketAddr::from(([127, 0, 0, 1], 7777)));
     let mut config = Config::to([upstream.address()]);
     for (key, value) in settings {

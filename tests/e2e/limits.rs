@@ -7,7 +7,9 @@ use std::time::Duration;
 use corelay_bench::servers::{Fault, RefusedPort, Server};
 use serde_json::json;
 
-use crate::support::peers::{connect, expect_bytes, expect_reset, read_to_end, reset, try_connect};
+use crate::support::peers::{
+    connect, expect_bytes, expect_rejected, read_to_end, reset, try_connect,
+};
 use crate::support::process::{Injection, strace, tool};
 use crate::support::proxy::assert_reason;
 use crate::support::{Config, DEADLINE, Launch, Proxy, size_from_env, skip, wait_until};
@@ -131,9 +133,7 @@ fn case_61_the_kernels_shortage_is_waited_out_and_no_servers_fault() {
     for (index, (call, error)) in shortages.into_iter().enumerate() {
         let shortage =
             Injection::into_thread(&strace, core, call, &format!("error={error}:when=1"));
-        let mut refused = connect(proxy.address());
-        let _ = refused.write_all(b"x");
-        expect_reset(&mut refused);
+        expect_rejected(proxy.address());
         greet();
         let mut client = connect(proxy.address());
         client.write_all(b"x").unwrap();

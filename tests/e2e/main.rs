@@ -32,6 +32,7 @@ mod checks;
 mod closing;
 mod data;
 mod dialling;
+mod fast_open;
 mod faults;
 mod fuzz;
 mod handoff;

@@ -12,8 +12,6 @@ use crate::support::process::tool;
 use crate::support::proxy::{assert_one_clear_line, assert_reason, exit};
 use crate::support::{Config, DEADLINE, Launch, Pair, Proxy, Upstream, child, skip, wait_until};
 
-const NAMESPACE: &str = "source namespace";
-
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -127,23 +125,12 @@ fn the_congestion_control_is_the_one_that_was_asked_for() {
     }
 }
 
-/// Whether this is the test's part in a network namespace of its own; if not, that is run.
-fn is_inside(test: &str, tools: &[&str]) -> bool {
-    if child::plays(NAMESPACE) {
-        child::run_tool("ip", &["link", "set", "lo", "up"]);
-        return true;
-    }
-    if let Some(missing) = tools.iter().find(|name| tool(name).is_none()) {
-        skip(test, &format!("no {missing}(8) here"));
-    } else if let Err(reason) = child::run_in_namespace(&format!("source::{test}"), NAMESPACE) {
-        skip(test, &reason);
-    }
-    false
-}
-
 #[test]
 fn the_interface_is_the_one_that_was_asked_for() {
-    if !is_inside("the_interface_is_the_one_that_was_asked_for", &["ss"]) {
+    if !child::is_in_namespace(
+        "source::the_interface_is_the_one_that_was_asked_for",
+        &["ss"],
+    ) {
         return;
     }
     let upstream = Upstream::new();
@@ -177,7 +164,7 @@ fn counted(table: &str, chain: &str) -> Vec<u64> {
 
 #[test]
 fn every_packet_has_the_mark_and_the_dscp() {
-    if !is_inside("every_packet_has_the_mark_and_the_dscp", &["nft"]) {
+    if !child::is_in_namespace("source::every_packet_has_the_mark_and_the_dscp", &["nft"]) {
         return;
     }
     child::run_tool("nft", &["add", "table", "inet", "source"]);
@@ -212,7 +199,7 @@ fn every_packet_has_the_mark_and_the_dscp() {
 /// docs/configuration.md has it.
 #[test]
 fn a_transparent_upstream_sees_the_client_itself() {
-    if !is_inside("a_transparent_upstream_sees_the_client_itself", &[]) {
+    if !child::is_in_namespace("source::a_transparent_upstream_sees_the_client_itself", &[]) {
         return;
     }
     let rule = [
@@ -289,8 +276,8 @@ fn wait_served(proxy: &Proxy, count: u8) {
 
 #[test]
 fn case_63_each_source_address_has_ports_of_its_own_towards_each_server() {
-    let test = "case_63_each_source_address_has_ports_of_its_own_towards_each_server";
-    if !is_inside(test, &[]) {
+    let test = "source::case_63_each_source_address_has_ports_of_its_own_towards_each_server";
+    if !child::is_in_namespace(test, &[]) {
         return;
     }
     few_ports();
@@ -319,8 +306,8 @@ fn case_63_each_source_address_has_ports_of_its_own_towards_each_server() {
 
 #[test]
 fn case_63_a_lack_of_ports_or_of_the_address_is_our_own_fault() {
-    let test = "case_63_a_lack_of_ports_or_of_the_address_is_our_own_fault";
-    if !is_inside(test, &[]) {
+    let test = "source::case_63_a_lack_of_ports_or_of_the_address_is_our_own_fault";
+    if !child::is_in_namespace(test, &[]) {
         return;
     }
     few_ports();

@@ -18,6 +18,8 @@ pub struct Source {
     pub congestion: Option<String>,
     /// Come from the client's own address and port.
     pub transparent: bool,
+    /// The SYN takes the first bytes along (TCP Fast Open).
+    pub fast_open: bool,
 }
 
 impl Source {

@@ -14,6 +14,7 @@ pub(super) fn source(source: Option<&Source>) -> Value {
         dscp,
         congestion,
         transparent,
+        fast_open,
     }) = source
     else {
         return text("off");
@@ -36,5 +37,6 @@ pub(super) fn source(source: Option<&Source>) -> Value {
         entries.push(("congestion", text(name)));
     }
     entries.push(("transparent", (*transparent).into()));
+    entries.push(("fast_open", (*fast_open).into()));
     mapping(entries)
 }

@@ -328,5 +328,6 @@ fn towards_servers() -> Vec<Key> {
         ("source.dscp", vec![Number(0..=DSCP_MAX.into()), dscps]),
         ("source.congestion", kernel_name()),
         ("source.transparent", vec![Bool]),
+        ("source.fast_open", vec![Bool]),
     ]
 }

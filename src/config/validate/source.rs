@@ -9,13 +9,14 @@ use crate::config::model::{AddressRange, ServerAddress, Source};
 use crate::config::read::{Cursor, Place, Report};
 use crate::units::{Address, shorten};
 
-pub(super) const SOURCE_KEYS: [&str; 6] = [
+pub(super) const SOURCE_KEYS: [&str; 7] = [
     "address",
     "interface",
     "mark",
     "dscp",
     "congestion",
     "transparent",
+    "fast_open",
 ];
 
 /// The words of `dscp`: RFC 2474, 2597, 3246, 5865 and 8622.
@@ -59,10 +60,12 @@ pub(super) fn source(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<
     let section = report.section(at, &SOURCE_KEYS)?;
     let addresses_at = section.get("address");
     let addresses = addresses_at.map_or_else(Vec::new, |at| addresses(report, at));
-    let transparent = section
-        .get("transparent")
-        .and_then(|at| report.boolean(at))
-        .unwrap_or(false);
+    let mut flag = |key| {
+        let at = section.get(key)?;
+        report.boolean(at)
+    };
+    let transparent = flag("transparent").unwrap_or(false);
+    let fast_open = flag("fast_open").unwrap_or(false);
     if let (Some(at), true) = (addresses_at, transparent) {
         report.add(
             at.place(),
@@ -83,6 +86,7 @@ pub(super) fn source(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<
         dscp: section.get("dscp").and_then(|at| dscp(report, at)),
         congestion,
         transparent,
+        fast_open,
     };
     // A section whose every line is commented out asks for nothing.
     Some((source != Source::default()).then_some(source))

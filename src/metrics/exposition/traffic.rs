@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::merged;
 use super::page::{Labels, Page};
 use crate::metrics::Scrape;
-use crate::outcome::Cause;
+use crate::outcome::{Cause, FastOpen};
 
 /// In the order of [`crate::metrics::ListenerMetrics::bandwidth_pauses_total`], in the words of the
 /// configuration.
@@ -143,6 +143,20 @@ pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
         "Further servers not tried for want of retry_budget.",
     );
     page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_denied_total);
+    page.counter(
+        "corelay_upstream_fast_open_total",
+        "Connections whose first bytes were to go with the SYN, by what became of them.",
+    );
+    for core in scrape.cores {
+        let labels = names.iter().filter(|it| !it.is_empty());
+        for (upstream, label) in core.upstreams.iter().zip(labels) {
+            for (outcome, count) in FastOpen::ALL.iter().zip(upstream.fast_open_total) {
+                let outcome = outcome.as_str();
+                let pairs = format!("core=\"{}\",{label},result=\"{outcome}\"", core.core);
+                page.sample(&pairs, count);
+            }
+        }
+    }
     page.gauge(
         "corelay_upstream_queued",
         "Sessions that wait for a place on a server.",

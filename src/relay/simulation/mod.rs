@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use super::bulk::{MoverChoice, Thresholds};
 use super::pair::End;
-use super::{Relay, RelayOptions, Summary, Watcher};
+use super::{Handover, Relay, RelayOptions, Summary, Watcher};
 use crate::outcome::{Cause, MoverKind, Side};
 use crate::ring::BufferPool;
 use crate::sys::socket::Keepalive;
@@ -171,7 +171,12 @@ impl Simulation {
         let bandwidth = limits.map(limited::bandwidth);
         for session in 0..sessions {
             let sockets = [2 * session, 2 * session + 1].map(Socket);
-            relay.start(0, sockets, bandwidth.as_ref(), session);
+            let handover = Handover {
+                sockets,
+                bandwidth: bandwidth.as_ref(),
+                early_bytes: 0,
+            };
+            relay.start(0, handover, session);
         }
         Self {
             world,

@@ -1,0 +1,365 @@
+//! `upstreams.NAME.source.fast_open`: the client's first bytes go with the SYN, and to one server alone.
+//!
+//! Each in a network namespace, in which every listening socket takes bytes of SYNs. Cookies are kept by
+//! address, so that one server's is the other's here.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use corelay_bench::pattern::Pattern;
+use corelay_bench::servers::{Blackhole, RefusedPort, Server};
+use serde_json::json;
+
+use crate::support::peers::{
+    End, connect, expect_bytes, expect_reset, finish, read_pattern, read_to_end, write_pattern,
+};
+use crate::support::proxy::assert_reason;
+use crate::support::{Config, Pair, Proxy, Upstream, child, wait_until};
+
+/// Bits of `net.ipv4.tcp_fastopen`: clients, servers, and servers without the socket option.
+const EVERYBODY: &str = "0x403";
+const CLIENTS: &str = "1";
+const SERVERS: &str = "0x402";
+
+fn allow(whom: &str) {
+    std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", whom).unwrap();
+}
+
+/// One core; sessions dial with the client's first byte.
+fn fast(servers: &[SocketAddr]) -> Config {
+    Config::to(servers)
+        .set("workers", 1)
+        .set("upstreams.app.eject", "off")
+        .set("upstreams.app.source.fast_open", true)
+        .set("listeners.edge.defer_connect", "10s")
+}
+
+fn count(proxy: &Proxy, result: &str) -> f64 {
+    let labels = [("result", result)];
+    proxy
+        .metrics()
+        .sum_where("corelay_upstream_fast_open_total", &labels)
+}
+
+/// Connections that were not made with bytes in the SYN, made so but in vain, and made so.
+fn counts(proxy: &Proxy) -> [f64; 3] {
+    ["not_sent", "ignored", "taken"].map(|result| count(proxy, result))
+}
+
+/// A session that says this first.
+fn say(proxy: &Proxy, bytes: &[u8]) -> TcpStream {
+    let mut client = connect(proxy.address());
+    client.write_all(bytes).unwrap();
+    client
+}
+
+/// A first session, by which the kernel gets the cookie.
+fn get_cookie(proxy: &Proxy, upstream: &Upstream) {
+    let client = say(proxy, b"cookie");
+    expect_bytes(&mut upstream.accept(), b"cookie");
+    drop(client);
+    proxy.access_lines(1);
+}
+
+#[test]
+fn the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie() {
+    let test = "fast_open::the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&fast(&[upstream.address()]));
+    let mut expected = [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 2.0]].into_iter();
+    // The last is more than a SYN holds.
+    for bytes in [1, 700, 1 << 20] {
+        let pattern = Pattern::new(bytes);
+        let mut client = connect(proxy.address());
+        let mut sender = client.try_clone().unwrap();
+        let sent = std::thread::spawn(move || {
+            write_pattern(&mut sender, pattern, bytes).unwrap();
+            finish(&sender);
+        });
+        assert_eq!(read_pattern(&mut client, pattern), (bytes, End::Fin));
+        sent.join().unwrap();
+        assert_eq!(counts(&proxy), expected.next().unwrap(), "{bytes} bytes");
+    }
+    let said = 1 + 700 + (1 << 20);
+    let lines = proxy.access_lines(3);
+    let logged = |key: &str| {
+        lines
+            .iter()
+            .map(|it| it[key].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(logged("bytes_to_upstream"), said);
+    assert_eq!(logged("bytes_to_downstream"), said);
+    for line in &lines {
+        assert_reason(line, "downstream/relay/finished");
+    }
+    let metrics = proxy.metrics();
+    for name in [
+        "corelay_downstream_received_bytes_total",
+        "corelay_upstream_sent_bytes_total",
+        "corelay_downstream_sent_bytes_total",
+    ] {
+        assert_eq!(metrics.sum(name), said as f64, "{name}");
+    }
+    assert_eq!(
+        metrics.sum("corelay_relayed_bytes_total"),
+        2.0 * said as f64
+    );
+    proxy.finish();
+}
+
+/// All of the client's bytes went with the SYN, and the server says nothing.
+#[test]
+fn a_client_whose_bytes_all_went_with_the_syn_has_said_something() {
+    let test = "fast_open::a_client_whose_bytes_all_went_with_the_syn_has_said_something";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Upstream::new();
+    let proxy = Proxy::start(&fast(&[upstream.address()]));
+    get_cookie(&proxy, &upstream);
+    let mut client = say(&proxy, b"bye");
+    finish(&client);
+    let mut server = upstream.accept();
+    assert_eq!(read_to_end(&mut server), (b"bye".to_vec(), End::Fin));
+    drop(server);
+    assert_eq!(read_to_end(&mut client), (Vec::new(), End::Fin));
+    assert_eq!(counts(&proxy), [1.0, 0.0, 1.0]);
+    let line = &proxy.access_lines(2)[1];
+    assert_reason(line, "downstream/relay/finished");
+    assert_eq!(line["bytes_to_upstream"], 3);
+    proxy.finish();
+}
+
+#[test]
+fn a_server_that_speaks_first_is_not_kept_waiting() {
+    let test = "fast_open::a_server_that_speaks_first_is_not_kept_waiting";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Upstream::new();
+    let config = fast(&[upstream.address()]).set("listeners.edge.defer_connect", "off");
+    let proxy = Proxy::start(&config);
+    for _ in 0..3 {
+        let Pair {
+            mut client,
+            mut server,
+        } = Pair::open(&proxy, &upstream);
+        server.write_all(b"220 hello").unwrap();
+        expect_bytes(&mut client, b"220 hello");
+    }
+    assert_eq!(counts(&proxy), [0.0; 3]);
+    proxy.finish();
+}
+
+#[test]
+fn a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too() {
+    let test = "fast_open::a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let (dead, upstream) = (RefusedPort::new().unwrap(), Upstream::new());
+    let config = fast(&[dead.address(), upstream.address()])
+        .set("upstreams.app.balance", "first_available")
+        .set("upstreams.app.proxy_protocol", "v1")
+        .set("listeners.edge.defer_connect", "off");
+    let proxy = Proxy::start(&config);
+    for taken in [0.0, 1.0, 2.0] {
+        let Pair {
+            mut client,
+            mut server,
+        } = Pair::open(&proxy, &upstream);
+        let from = client.local_addr().unwrap();
+        let to = proxy.address();
+        let header = format!(
+            "PROXY TCP4 {} {} {} {}\r\n",
+            from.ip(),
+            to.ip(),
+            from.port(),
+            to.port()
+        );
+        expect_bytes(&mut server, header.as_bytes());
+        assert_eq!(counts(&proxy), [1.0, 0.0, taken]);
+        client.write_all(b"after").unwrap();
+        expect_bytes(&mut server, b"after");
+    }
+    for line in proxy.access_lines(3) {
+        assert_eq!(line["attempts"], 2, "{line}");
+        assert_eq!(line["bytes_to_upstream"], 5, "{line}");
+    }
+    // With bytes of the client behind it, it may not.
+    drop(proxy);
+    let proxy = Proxy::start(&config.set("listeners.edge.defer_connect", "10s"));
+    expect_reset(&mut say(&proxy, b"x"));
+    let line = proxy.access_line();
+    assert_reason(&line, "upstream/connect/refused");
+    assert_eq!(line["attempts"], 1);
+    proxy.finish();
+}
+
+#[test]
+fn bytes_that_a_server_refused_with_the_syn_go_to_no_other() {
+    let test = "fast_open::bytes_that_a_server_refused_with_the_syn_go_to_no_other";
+    if child::is_in_namespace(test, &[]) {
+        goes_to_no_other(RefusedPort::new().unwrap().address(), "refused");
+    }
+}
+
+#[test]
+fn bytes_that_a_server_left_unanswered_go_to_no_other() {
+    let test = "fast_open::bytes_that_a_server_left_unanswered_go_to_no_other";
+    if child::is_in_namespace(test, &[]) {
+        let hole = Blackhole::new().unwrap();
+        goes_to_no_other(hole.address(), "connect_timeout");
+    }
+}
+
+fn goes_to_no_other(server: SocketAddr, cause: &str) {
+    allow(EVERYBODY);
+    let other = Upstream::new();
+    let config = fast(&[server, other.address()])
+        .set("upstreams.app.balance", "first_available")
+        .set("timeouts.connect", "300ms");
+    let proxy = Proxy::start(&config);
+    // Without a cookie nothing goes with the SYN: the next server may have it, and brings the cookie.
+    let client = say(&proxy, b"cookie");
+    expect_bytes(&mut other.accept(), b"cookie");
+    drop(client);
+    assert_eq!(proxy.access_line()["attempts"], 2);
+    expect_reset(&mut say(&proxy, b"once"));
+    let line = &proxy.access_lines(2)[1];
+    assert_reason(line, &format!("upstream/connect/{cause}"));
+    assert_eq!(line["attempts"], 1, "{line}");
+    assert!(other.accept_within(Duration::from_millis(100)).is_none());
+    proxy.finish();
+}
+
+/// The hazard itself: the server has the bytes, and its answer is lost.
+#[test]
+fn a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else() {
+    let test = "fast_open::a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else";
+    if !child::is_in_namespace(test, &["nft"]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let [first, other] = [(); 2].map(|()| Upstream::new());
+    let config = fast(&[first.address(), other.address()])
+        .set("upstreams.app.balance", "first_available")
+        .set("timeouts.connect", "500ms");
+    let proxy = Proxy::start(&config);
+    get_cookie(&proxy, &first);
+    let nft = |arguments: &[&str]| child::run_tool("nft", arguments);
+    nft(&["add", "table", "inet", "lost"]);
+    let hook = "{ type filter hook input priority 0; }";
+    nft(&["add", "chain", "inet", "lost", "in", hook]);
+    let port = first.address().port().to_string();
+    nft(&[
+        "add", "rule", "inet", "lost", "in", "tcp", "sport", &port, "drop",
+    ]);
+    let mut client = say(&proxy, b"once");
+    expect_bytes(&mut first.accept(), b"once");
+    expect_reset(&mut client);
+    let line = &proxy.access_lines(2)[1];
+    assert_reason(line, "upstream/connect/connect_timeout");
+    assert_eq!(line["attempts"], 1, "{line}");
+    assert!(other.accept_within(Duration::from_millis(100)).is_none());
+    nft(&["delete", "table", "inet", "lost"]);
+    proxy.finish();
+}
+
+#[test]
+fn what_a_server_does_not_take_with_the_syn_arrives_once() {
+    let test = "fast_open::what_a_server_does_not_take_with_the_syn_arrives_once";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Upstream::new();
+    let proxy = Proxy::start(&fast(&[upstream.address()]));
+    get_cookie(&proxy, &upstream);
+    allow(CLIENTS);
+    let mut client = say(&proxy, b"again");
+    finish(&client);
+    let mut server = upstream.accept();
+    assert_eq!(read_to_end(&mut server), (b"again".to_vec(), End::Fin));
+    server.write_all(b"reply").unwrap();
+    drop(server);
+    assert_eq!(read_to_end(&mut client), (b"reply".to_vec(), End::Fin));
+    assert_eq!(counts(&proxy), [1.0, 1.0, 0.0]);
+    proxy.finish();
+}
+
+#[test]
+fn a_host_that_forbids_it_is_warned_of_and_connects_as_usual() {
+    let test = "fast_open::a_host_that_forbids_it_is_warned_of_and_connects_as_usual";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(SERVERS);
+    let upstream = Server::echo().start().unwrap();
+    let proxy = Proxy::start(&fast(&[upstream.address()]));
+    proxy.wait_log_where("a warning of the sysctl", |line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        line["level"] == "WARN" && message.starts_with("source.fast_open")
+    });
+    for _ in 0..2 {
+        expect_bytes(&mut say(&proxy, b"x"), b"x");
+    }
+    assert_eq!(counts(&proxy), [2.0, 0.0, 0.0]);
+    proxy.finish();
+}
+
+/// Bytes that count against a limit are not sent past it.
+#[test]
+fn with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn() {
+    let test = "fast_open::with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Server::echo().start().unwrap();
+    let config = fast(&[upstream.address()]).set(
+        "listeners.edge.limits.bandwidth.connection",
+        json!({ "upload": "1MiB" }),
+    );
+    let proxy = Proxy::start(&config);
+    for _ in 0..2 {
+        expect_bytes(&mut say(&proxy, b"x"), b"x");
+    }
+    assert_eq!(counts(&proxy), [0.0; 3]);
+    proxy.finish();
+}
+
+/// It is looked at while its bytes are on the way, and none of it stays behind.
+#[test]
+fn a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything() {
+    let test = "fast_open::a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let (hole, other) = (Blackhole::new().unwrap(), Upstream::new());
+    let config = fast(&[hole.address(), other.address()])
+        .set("upstreams.app.balance", "first_available")
+        .set("timeouts.connect", "1s");
+    let proxy = Proxy::start(&config);
+    let cookie = say(&proxy, b"cookie");
+    expect_bytes(&mut other.accept(), b"cookie");
+    drop(cookie);
+    proxy.access_lines(1);
+    let client = say(&proxy, b"once");
+    wait_until("it is being served", || {
+        proxy.metrics().sum("corelay_connections_active") == 1.0
+    });
+    crate::support::peers::reset(client);
+    assert_reason(&proxy.access_lines(2)[1], "downstream/connect/left");
+    proxy.finish();
+}
