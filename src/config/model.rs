@@ -22,7 +22,7 @@ pub use listener::{
 };
 pub use source::{AddressRange, Source};
 pub use upstream::{
-    Balance, Eject, HashBy, OnDown, OnNoServer, ProxySent, Queue, RetryBudget, Server,
+    Balance, Eject, HashBy, OnDown, OnNoServer, PassedTlvs, ProxySent, Queue, RetryBudget, Server,
     ServerAddress, StopListening, Upstream, UpstreamPolicy,
 };
 

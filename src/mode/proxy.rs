@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::peek::{self, Limits, Peeked};
+use crate::config::model::PassedTlvs;
 use crate::core::Signal;
 use crate::log::SessionId;
 use crate::outcome::{Cause, CloseReason, Side, Stage};
@@ -92,8 +93,8 @@ pub struct Told {
     pub version: proxy::Version,
     /// Version 2: with a checksum.
     pub crc32c: bool,
-    /// Version 2: with what the header that came in said of the name, the protocol and the id.
-    pub pass_tlvs: bool,
+    /// Version 2: what goes along of what is known of the client.
+    pub pass_tlvs: PassedTlvs,
     /// Version 2: with the session's id in the access log, unless an id came in and is passed on.
     pub unique_id: bool,
 }
@@ -139,6 +140,7 @@ impl Told {
         if self.version == proxy::Version::V1 {
             return proxy::encode_v1(&addresses);
         }
+        let received = received.map(|header| &header.tlvs);
         let own = Tlvs {
             unique_id: self.unique_id.then(|| id.to_string().into_bytes()),
             ..Tlvs::default()
@@ -149,14 +151,19 @@ impl Told {
             tlvs,
             crc32c: self.crc32c,
         };
-        let mut passed = own.clone();
-        if self.pass_tlvs {
-            passed = received.map_or(Tlvs::default(), |it| it.tlvs.clone());
-            let received_id = passed.unique_id.filter(|id| !id.is_empty());
-            passed.unique_id = received_id.or_else(|| own.unique_id.clone());
-            let name = || name.map(|name| name.as_str().to_owned());
-            passed.authority = passed.authority.or_else(name);
-            passed.alpn = passed.alpn.or_else(|| protocol.map(<[u8]>::to_vec));
+        let mut passed = own;
+        if self.pass_tlvs.authority {
+            let found = || name.map(|name| name.as_str().to_owned());
+            passed.authority = received.and_then(|it| it.authority.clone()).or_else(found);
+        }
+        if self.pass_tlvs.alpn {
+            let found = || protocol.map(<[u8]>::to_vec);
+            passed.alpn = received.and_then(|it| it.alpn.clone()).or_else(found);
+        }
+        if self.pass_tlvs.unique_id {
+            let received = received.and_then(|it| it.unique_id.clone());
+            let received = received.filter(|id| !id.is_empty());
+            passed.unique_id = received.or(passed.unique_id);
         }
         // TLVs that fitted a header once may not fit beside a checksum or an id: then they stay out.
         let id_alone = Tlvs {
@@ -174,6 +181,75 @@ mod tests {
     use super::*;
     use crate::units::CoreId;
     use crate::wire::Parsed;
+    use crate::wire::name::Host;
+
+    #[test]
+    fn only_the_chosen_tlvs_are_told_on() {
+        let addresses = || Addresses::Inet {
+            source: "192.0.2.1:1".parse().expect("an address"),
+            destination: "192.0.2.2:2".parse().expect("an address"),
+        };
+        let theirs = Tlvs {
+            alpn: Some(b"h2".to_vec()),
+            authority: Some("theirs.example".to_owned()),
+            unique_id: Some(b"theirs".to_vec()),
+        };
+        let received = Header {
+            version: proxy::Version::V2,
+            command: Command::Proxy,
+            addresses: addresses(),
+            tlvs: theirs.clone(),
+        };
+        let bare = Header {
+            tlvs: Tlvs::default(),
+            ..received.clone()
+        };
+        let found = Tlvs {
+            alpn: Some(b"http/1.1".to_vec()),
+            authority: Some("found.example".to_owned()),
+            unique_id: None,
+        };
+        let Some(Host::Name(name)) = Host::parse(b"found.example") else {
+            panic!("it is a name");
+        };
+        let (socket, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        for choice in 0..8 {
+            let chosen = PassedTlvs {
+                authority: choice & 1 != 0,
+                alpn: choice & 2 != 0,
+                unique_id: choice & 4 != 0,
+            };
+            let told = Told {
+                version: proxy::Version::V2,
+                crc32c: false,
+                pass_tlvs: chosen,
+                unique_id: false,
+            };
+            for (received, known) in [(&received, &theirs), (&bare, &found)] {
+                let introduced = Introduced {
+                    client: None,
+                    received: Some(received),
+                    name: Some(&name),
+                    protocol: Some(b"http/1.1"),
+                    id: SessionId {
+                        nonce: 1,
+                        core: CoreId(0),
+                        sequence: 0,
+                    },
+                };
+                let header = told.header(introduced, socket.as_fd());
+                let Parsed::Done { value, .. } = proxy::parse(Mode::V2, &header) else {
+                    panic!("a header that cannot be read");
+                };
+                let expected = Tlvs {
+                    alpn: known.alpn.clone().filter(|_| chosen.alpn),
+                    authority: known.authority.clone().filter(|_| chosen.authority),
+                    unique_id: known.unique_id.clone().filter(|_| chosen.unique_id),
+                };
+                assert_eq!(value.tlvs, expected, "{chosen:?}");
+            }
+        }
+    }
 
     #[test]
     fn what_came_in_makes_room_for_the_id_if_both_are_too_long() {
@@ -205,7 +281,7 @@ mod tests {
             let told = Told {
                 version: proxy::Version::V2,
                 crc32c: false,
-                pass_tlvs: true,
+                pass_tlvs: PassedTlvs::ALL,
                 unique_id: true,
             };
             let introduced = Introduced {

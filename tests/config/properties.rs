@@ -13,9 +13,10 @@ use corelay::config::model::{
     Accept, Access, AccessLog, AccessRule, AccessSource, AddressRange, Admin, Balance, Bandwidth,
     Buffers, Check, CheckHeader, CheckKind, Config, ConnectionRate, Dns, Eject, Expect, Family,
     Handoff, HashBy, Keepalive, Limits, Listener, Log, LogFormat, LogLevel, Mover, OnDown,
-    OnNoServer, OnRefuse, PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue, Relay,
-    RetryBudget, Route, RouteBy, Server, ServerAddress, Source, SplitBy, Steer, StopListening,
-    Target, TcpOptions, Throughput, Timeouts, Upstream, UpstreamPolicy, Verdict, Workers,
+    OnNoServer, OnRefuse, PassedTlvs, PerSource, ProxyRequired, ProxySent, ProxyVersions, Queue,
+    Relay, RetryBudget, Route, RouteBy, Server, ServerAddress, Source, SplitBy, Steer,
+    StopListening, Target, TcpOptions, Throughput, Timeouts, Upstream, UpstreamPolicy, Verdict,
+    Workers,
 };
 use corelay::units::network::Network;
 use corelay::units::{Address, UpstreamId};
@@ -419,7 +420,11 @@ fn a_config() -> impl Strategy<Value = Config> {
                         proxy_protocol: (backlog % 4 == 1).then_some(ProxySent {
                             version: ProxyVersions::V2,
                             crc32c: backlog % 8 == 1,
-                            pass_tlvs: backlog % 8 != 1,
+                            pass_tlvs: PassedTlvs {
+                                authority: backlog % 8 != 1,
+                                alpn: backlog % 3 == 1,
+                                unique_id: backlog % 5 != 1,
+                            },
                             unique_id: backlog % 16 < 8,
                         }),
                     },

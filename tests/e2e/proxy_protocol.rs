@@ -394,10 +394,12 @@ fn an_id_that_came_in_is_kept_if_it_is_passed_on_at_all() {
         unique_id: None,
         ..came_in.clone()
     };
-    for (pass_tlvs, tlvs, expected) in [
-        (true, &came_in, Some("id-1")),
-        (false, &came_in, None),
-        (true, &without, None),
+    for (pass_tlvs, is_named, tlvs, expected) in [
+        (json!(true), true, &came_in, Some("id-1")),
+        (json!(false), false, &came_in, None),
+        (json!(true), true, &without, None),
+        (json!(["unique_id"]), false, &came_in, Some("id-1")),
+        (json!(["authority", "alpn"]), true, &came_in, None),
     ] {
         let upstream = Upstream::new();
         let config = required(upstream.address()).set(
@@ -411,7 +413,7 @@ fn an_id_that_came_in_is_kept_if_it_is_passed_on_at_all() {
             .unwrap();
         let mut server = upstream.accept();
         let told = read_header(&mut server).tlvs;
-        let authority = pass_tlvs.then_some("app.example");
+        let authority = is_named.then_some("app.example");
         assert_eq!(told.authority.as_deref(), authority, "the rest as ever");
         drop((client, server));
         let line = proxy.access_line();

@@ -14,10 +14,65 @@ pub struct ProxySent {
     pub version: ProxyVersions,
     /// With a checksum; version 2 only.
     pub crc32c: bool,
-    /// With the name, protocol and id of the header that came in; version 2 only.
-    pub pass_tlvs: bool,
+    /// What is told on of what is known of the client; version 2 only.
+    pub pass_tlvs: PassedTlvs,
     /// With the session's id in the access log, unless one came in and is passed on; version 2 only.
     pub unique_id: bool,
+}
+
+/// TLVs that are told on: of the header that came in, else what routing found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedTlvs {
+    /// The name that the client asked for (PP2_TYPE_AUTHORITY).
+    pub authority: bool,
+    /// The protocol spoken inside (PP2_TYPE_ALPN).
+    pub alpn: bool,
+    /// The id that a proxy in front gave the connection (PP2_TYPE_UNIQUE_ID).
+    pub unique_id: bool,
+}
+
+impl PassedTlvs {
+    /// Every one.
+    pub const ALL: Self = Self {
+        authority: true,
+        alpn: true,
+        unique_id: true,
+    };
+    /// Not one.
+    pub const NONE: Self = Self {
+        authority: false,
+        alpn: false,
+        unique_id: false,
+    };
+    /// The name alone.
+    pub const AUTHORITY: Self = Self {
+        authority: true,
+        ..Self::NONE
+    };
+    /// The protocol alone.
+    pub const ALPN: Self = Self {
+        alpn: true,
+        ..Self::NONE
+    };
+    /// The id alone.
+    pub const UNIQUE_ID: Self = Self {
+        unique_id: true,
+        ..Self::NONE
+    };
+
+    /// All of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            authority: self.authority || other.authority,
+            alpn: self.alpn || other.alpn,
+            unique_id: self.unique_id || other.unique_id,
+        }
+    }
+
+    /// Whether all of `other` are among these.
+    pub fn has(self, other: Self) -> bool {
+        self.and(other) == self
+    }
 }
 
 /// A group of interchangeable servers.

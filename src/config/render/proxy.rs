@@ -3,7 +3,8 @@
 use serde_yaml::Value;
 
 use super::{VERSIONS, duration, mapping, text, word};
-use crate::config::model::{ProxyRequired, ProxySent};
+use crate::config::model::{PassedTlvs, ProxyRequired, ProxySent};
+use crate::config::validate::TLVS;
 
 pub(super) fn required(required: Option<&ProxyRequired>) -> Value {
     let Some(ProxyRequired {
@@ -35,7 +36,18 @@ pub(super) fn sent(sent: Option<&ProxySent>) -> Value {
     mapping([
         ("version", word(&VERSIONS, version)),
         ("crc32c", (*crc32c).into()),
-        ("pass_tlvs", (*pass_tlvs).into()),
+        ("pass_tlvs", tlvs(*pass_tlvs)),
         ("unique_id", (*unique_id).into()),
     ])
+}
+
+fn tlvs(passed: PassedTlvs) -> Value {
+    match passed {
+        PassedTlvs::ALL => true.into(),
+        PassedTlvs::NONE => false.into(),
+        _ => {
+            let words = TLVS.iter().filter(|(_, one)| passed.has(*one));
+            Value::Sequence(words.map(|(word, _)| text(word)).collect())
+        }
+    }
 }

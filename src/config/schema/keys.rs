@@ -15,7 +15,7 @@ use crate::config::validate::{
     ACCESS_ALL, ACCESS_FILE_PREFIX, ACCESS_LOGS, ACCESS_TO_STDOUT, ALL, BALANCES, CHECK_HEADERS,
     CHECK_TYPES, CHECKS, DSCPS, FAMILIES, HANDOFFS, HASHES, LOG_FORMATS, LOG_LEVELS, MOVERS,
     ON_DOWNS, ON_FULLS, ON_NO_SERVERS, ON_REFUSES, ROUTE_BYS, SENT_VERSIONS, SPLITS_BY, STEERS,
-    VERSIONS, WORKERS_AUTO,
+    TLVS, VERSIONS, WORKERS_AUTO,
 };
 use Form::{Bool, Duration, Number, Section, Words};
 
@@ -312,6 +312,11 @@ fn towards_servers() -> Vec<Key> {
         vec![Form::text_like("name", &pattern)]
     };
     let versions = || Form::words(&SENT_VERSIONS);
+    let tlvs = Form::list(
+        "list of authority, alpn, unique_id",
+        1,
+        vec![Form::words(&TLVS)],
+    );
     let dscps = Form::words_in_any_case("cs0 to cs7, af11 to af43, ef, va, le", &DSCPS);
     let mark = Number(u64::from(*MARK.start())..=u64::from(*MARK.end()));
     let hexadecimal = Form::pattern("also 0x…", "0[xX][0-9A-Fa-f]+");
@@ -319,7 +324,7 @@ fn towards_servers() -> Vec<Key> {
         ("proxy_protocol", vec![off(), versions(), Section]),
         ("proxy_protocol.version", vec![versions()]),
         ("proxy_protocol.crc32c", vec![Bool]),
-        ("proxy_protocol.pass_tlvs", vec![Bool]),
+        ("proxy_protocol.pass_tlvs", vec![Bool, tlvs]),
         ("proxy_protocol.unique_id", vec![Bool]),
         ("source", vec![off(), Section]),
         ("source.address", vec![Form::ip_range(), addresses]),

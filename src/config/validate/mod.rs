@@ -24,7 +24,7 @@ mod upstreams;
 pub(super) use dns::FAMILIES;
 pub(super) use health::{CHECK_HEADERS, CHECK_TYPES, CHECKS, ON_DOWNS, ON_NO_SERVERS};
 pub(super) use policy::{ACCESS_ALL, ACCESS_FILE_PREFIX, ON_FULLS, ON_REFUSES};
-pub(super) use proxy::{ALL, SENT_VERSIONS, VERSIONS};
+pub(super) use proxy::{ALL, SENT_VERSIONS, TLVS, VERSIONS};
 pub(super) use route::ROUTE_BYS;
 pub(super) use settings::{
     ACCESS_LOGS, ACCESS_TO_STDOUT, HANDOFFS, LOG_FORMATS, LOG_LEVELS, MOVERS, STEERS, WORKERS_AUTO,

@@ -42,9 +42,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &Draft) {
 
 fn uses_names(upstream: &UpstreamDraft) -> bool {
     let policy = &upstream.policy;
-    let told = |version, pass_tlvs| version == ProxyVersions::V2 && pass_tlvs;
+    let sent = policy.proxy_protocol;
     policy.hash == HashBy::Name
-        || policy
-            .proxy_protocol
-            .is_some_and(|it| told(it.version, it.pass_tlvs))
+        || sent.is_some_and(|it| it.version == ProxyVersions::V2 && it.pass_tlvs.authority)
 }

@@ -1,7 +1,7 @@
 //! `proxy_protocol` of listeners and of upstreams.
 
 use crate::config::limits::{DEFAULT_PROXY_TIMEOUT, TIMEOUT};
-use crate::config::model::{ProxyRequired, ProxySent, ProxyVersions};
+use crate::config::model::{PassedTlvs, ProxyRequired, ProxySent, ProxyVersions};
 use crate::config::raw::Value;
 use crate::config::read::{Cursor, Report};
 use crate::units::network::Network;
@@ -20,6 +20,13 @@ pub(in crate::config) const VERSIONS: [(&str, ProxyVersions); 3] = [
 /// The words of `version`: of a header that is sent.
 pub(in crate::config) const SENT_VERSIONS: [(&str, ProxyVersions); 2] =
     [("v1", ProxyVersions::V1), ("v2", ProxyVersions::V2)];
+
+/// The words of a list in `pass_tlvs`.
+pub(in crate::config) const TLVS: [(&str, PassedTlvs); 3] = [
+    ("authority", PassedTlvs::AUTHORITY),
+    ("alpn", PassedTlvs::ALPN),
+    ("unique_id", PassedTlvs::UNIQUE_ID),
+];
 
 /// The word for every network.
 pub(in crate::config) const ALL: &str = "all";
@@ -91,7 +98,7 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
         return Some(Some(ProxySent {
             version: report.choice(at, &SENT_VERSIONS)?,
             crc32c: false,
-            pass_tlvs: true,
+            pass_tlvs: PassedTlvs::ALL,
             unique_id: false,
         }));
     }
@@ -103,8 +110,8 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
         at.and_then(|at| report.boolean(at)).unwrap_or(default)
     };
     let crc32c = flag("crc32c", false);
-    let pass_tlvs = flag("pass_tlvs", true);
     let unique_id = flag("unique_id", false);
+    let pass_tlvs = section.get("pass_tlvs").and_then(|at| tlvs(report, at));
     if unique_id && version == ProxyVersions::V1 {
         report.add(
             section.place.clone(),
@@ -122,7 +129,37 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     Some(Some(ProxySent {
         version,
         crc32c,
-        pass_tlvs,
+        pass_tlvs: pass_tlvs.unwrap_or(PassedTlvs::ALL),
         unique_id,
     }))
+}
+
+/// All, none, or a list of some.
+fn tlvs(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<PassedTlvs> {
+    if !matches!(at.node.value, Value::List(_)) {
+        let word = report.text(at)?;
+        return match word.as_ref() {
+            "true" => Some(PassedTlvs::ALL),
+            "false" => Some(PassedTlvs::NONE),
+            _ => {
+                report.add(
+                    at.place(),
+                    format!("`{}` is not a choice", shorten(&word)),
+                    "write true, false, or a list of authority, alpn and unique_id",
+                );
+                None
+            }
+        };
+    }
+    let mut passed = PassedTlvs::NONE;
+    for item in report.one_or_list(at, "name authority, alpn or unique_id, or write false")? {
+        let Some(one) = report.choice(&item, &TLVS) else {
+            continue;
+        };
+        if passed.has(one) {
+            report.add(item.place(), "is in the list already", "remove it");
+        }
+        passed = passed.and(one);
+    }
+    Some(passed)
 }
