@@ -15,6 +15,7 @@ use crate::sys::fast_open::{self, SYN_BYTES_MAX};
 use crate::sys::socket::{
     self, ConnectError, Connecting, Fault, Options, Peer, Target, ThirdSegment,
 };
+use crate::sys::tcp_info;
 
 /// How often a pending attempt looks whether anybody still waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -76,7 +77,7 @@ pub struct Early {
 pub async fn dial(call: Call<'_>) -> Result<Dialled, DialError> {
     let is_fast = call.target.origin.is_some_and(|it| it.source.fast_open);
     if is_fast {
-        let bytes = first_bytes(&call);
+        let bytes = first_bytes(&call)?;
         // A server that speaks first would wait for a SYN that waits for bytes.
         if !bytes.is_empty() {
             return with_syn(call, bytes).await;
@@ -96,52 +97,104 @@ async fn connect(call: &Call<'_>) -> Result<OwnedFd, DialError> {
     } else {
         ThirdSegment::Ack
     };
-    match socket::connect(call.target, call.options, third).map_err(judge)? {
-        (socket, Connecting::Done) => Ok(socket),
-        (socket, Connecting::Pending) => await_connected(socket, call).await,
+    let (socket, connecting) = socket::connect(call.target, call.options, third).map_err(judge)?;
+    await_connected(socket, connecting, call).await
+}
+
+async fn await_connected(
+    socket: OwnedFd,
+    connecting: Connecting,
+    call: &Call<'_>,
+) -> Result<OwnedFd, DialError> {
+    if connecting == Connecting::Done {
+        return Ok(socket);
     }
+    let socket = await_handshake(socket, call, socket::shutdown).await?;
+    socket::take_error(&socket)
+        .and_then(|()| socket::refuse_itself(&socket, call.target.address))
+        .map(|()| socket)
+        .map_err(classify)
 }
 
 /// What could go with the SYN: the preface, and what the client has sent so far.
-fn first_bytes(call: &Call<'_>) -> Vec<u8> {
+fn first_bytes(call: &Call<'_>) -> Result<Vec<u8>, DialError> {
     let mut bytes = call.preface.to_vec();
     if call.may_take_early && bytes.len() < SYN_BYTES_MAX {
         let of_client = bytes.len();
         bytes.resize(SYN_BYTES_MAX, 0);
-        let peeked = socket::peek_bytes(call.client, &mut bytes[of_client..]);
-        bytes.truncate(of_client + peeked.unwrap_or(0));
+        let peeked = match socket::peek_bytes(call.client, &mut bytes[of_client..]) {
+            Ok(peeked) => peeked,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            // A reset is told once; the relay would take it for the end of the stream.
+            Err(_) => return Err(DialError::Left),
+        };
+        bytes.truncate(of_client + peeked);
     }
-    bytes
+    Ok(bytes)
 }
 
-async fn with_syn(call: Call<'_>, mut bytes: Vec<u8>) -> Result<Dialled, DialError> {
+async fn with_syn(call: Call<'_>, bytes: Vec<u8>) -> Result<Dialled, DialError> {
     let began = fast_open::begin(call.target, call.options, &bytes);
     let (socket, sent) = began.map_err(judge)?;
-    let preface = &call.preface[sent.min(call.preface.len())..];
-    let client_bytes = sent.saturating_sub(call.preface.len());
-    let spent = |error| match error {
-        DialError::Server(cause) if client_bytes > 0 => DialError::Spent(cause),
-        other => other,
+    let rest_of_preface = &call.preface[sent.min(call.preface.len())..];
+    let of_client = &bytes[call.preface.len().min(sent)..sent];
+    let (socket, outcome) = if sent == 0 {
+        let connecting = socket::continue_connecting(&socket, call.target.address);
+        let connecting = connecting.map_err(classify)?;
+        let socket = await_connected(socket, connecting, &call).await?;
+        (socket, FastOpen::NotSent)
+    } else {
+        let answered = await_answer(socket, sent < bytes.len(), &call).await;
+        answered.map_err(|error| match error {
+            DialError::Server(cause) if !of_client.is_empty() => DialError::Spent(cause),
+            other => other,
+        })?
     };
-    let connecting = socket::continue_connecting(&socket, call.target.address);
-    let socket = match connecting.map_err(|error| spent(classify(error)))? {
-        Connecting::Done => socket,
-        Connecting::Pending => await_connected(socket, &call).await.map_err(spent)?,
-    };
-    introduce(&socket, preface)?;
-    if client_bytes > 0 {
-        // The same that were looked at before: nobody else reads from this socket.
-        match socket::take_bytes(call.client, &mut bytes[..client_bytes]) {
-            Ok(taken) if taken == client_bytes => {}
-            _ => return Err(DialError::Left),
-        }
+    introduce(&socket, rest_of_preface)?;
+    if !takes(call.client, of_client) {
+        socket::linger_zero(socket.as_fd());
+        return Err(DialError::Left);
     }
-    let outcome = fast_open::outcome(socket.as_fd(), sent);
     let early = Some(Early {
-        client_bytes,
+        client_bytes: of_client.len(),
         outcome,
     });
     Ok(Dialled { socket, early })
+}
+
+/// The end of a handshake whose SYN held bytes. A server that took them may have answered and closed or
+/// reset the connection by now: that is for the relay to find, answer first.
+async fn await_answer(
+    socket: OwnedFd,
+    more_follows: bool,
+    call: &Call<'_>,
+) -> Result<(OwnedFd, FastOpen), DialError> {
+    let mut socket = socket;
+    if tcp_info::is_connecting(socket.as_fd()) {
+        if more_follows {
+            socket::let_data_acknowledge(socket.as_fd());
+        }
+        // Given up with FIN, what the SYN brought would look like all there is.
+        socket = await_handshake(socket, call, socket::disconnect).await?;
+    }
+    socket::refuse_itself(&socket, call.target.address).map_err(classify)?;
+    if tcp_info::took_bytes_of_syn(socket.as_fd()) {
+        return Ok((socket, FastOpen::Taken));
+    }
+    socket::take_error(&socket).map_err(classify)?;
+    Ok((socket, FastOpen::Ignored))
+}
+
+/// Takes just these bytes off the client's socket, which were only looked at before. Nobody else reads from
+/// it; but on a unix socket urgent bytes may have become ordinary ones meanwhile.
+fn takes(client: BorrowedFd<'_>, bytes: &[u8]) -> bool {
+    if bytes.is_empty() {
+        return true;
+    }
+    let mut taken = vec![0; bytes.len()];
+    let count = socket::take_bytes(client, &mut taken);
+    count.is_ok_and(|count| count == bytes.len()) && taken == bytes
 }
 
 /// Sends what goes before the client's bytes. A new connection has room for it: the kernel takes at least
@@ -162,7 +215,12 @@ fn introduce(upstream: &OwnedFd, preface: &[u8]) -> Result<(), DialError> {
     }
 }
 
-async fn await_connected(socket: OwnedFd, call: &Call<'_>) -> Result<OwnedFd, DialError> {
+/// Waits until the handshake is over, whatever came of it, or until there is a reason to `end` it.
+async fn await_handshake(
+    socket: OwnedFd,
+    call: &Call<'_>,
+    end: impl Fn(BorrowedFd<'_>),
+) -> Result<OwnedFd, DialError> {
     // A descriptor that monoio cannot take (it never refuses one) is a local failure.
     let pending = Readiness::new(socket).map_err(classify)?;
     let give_up = |is_over: bool| {
@@ -174,18 +232,12 @@ async fn await_connected(socket: OwnedFd, call: &Call<'_>) -> Result<OwnedFd, Di
             is_over.then_some(DialError::Server(Cause::ConnectTimeout))
         }
     };
-    let end = || socket::shutdown(pending.as_fd());
-    let patiently =
-        readiness::wait_patiently(pending.writable(), call.timeout, LOOK_EVERY, give_up, end);
-    let given_up = patiently.await;
+    let writable = pending.writable();
+    let end = || end(pending.as_fd());
+    let given_up = readiness::wait_patiently(writable, call.timeout, LOOK_EVERY, give_up, end);
+    let given_up = given_up.await;
     let socket = pending.into_fd();
-    match given_up {
-        Some(reason) => Err(reason),
-        None => socket::take_error(&socket)
-            .and_then(|()| socket::refuse_itself(&socket, call.target.address))
-            .map(|()| socket)
-            .map_err(classify),
-    }
+    given_up.map_or(Ok(socket), Err)
 }
 
 fn judge(error: ConnectError) -> DialError {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 pub use judge::judge;
 
 use crate::config::model::{Config, ServerAddress, Workers};
-use crate::control::source;
+use crate::control::{listen, source};
 use crate::sys::limits::{self, Capability, Limit};
 use crate::sys::probe::{self, Blocked, Feature, RingSizes};
 use crate::sys::{affinity, process};
@@ -102,6 +102,8 @@ pub struct HostFacts {
     pub local_ports: Option<RangeInclusive<u16>>,
     /// `fs.pipe-user-pages-soft`.
     pub pipe_pages_soft: Option<i64>,
+    /// `net.ipv4.tcp_fastopen`.
+    pub fast_open: Option<i64>,
 }
 
 impl HostFacts {
@@ -128,6 +130,7 @@ impl HostFacts {
             somaxconn: limits::sysctl("net/core/somaxconn"),
             local_ports: limits::local_port_range(),
             pipe_pages_soft: limits::sysctl("fs/pipe-user-pages-soft"),
+            fast_open: limits::sysctl("net/ipv4/tcp_fastopen"),
         }
     }
 }
@@ -151,6 +154,10 @@ pub struct Needs {
     pub tcp_servers: u64,
     /// Memory that each core pins for zero-copy sends, in bytes; `None` if they are off.
     pub pinned_bytes: Option<u64>,
+    /// Sessions that the listeners allow together, those without `limits.connections` left out.
+    pub sessions: u64,
+    /// Bits of `net.ipv4.tcp_fastopen` that are asked for.
+    pub fast_open: i64,
 }
 
 impl Needs {
@@ -197,6 +204,13 @@ impl Needs {
                 .relay
                 .zero_copy_send
                 .then(|| u64::from(config.buffers.size_bytes) * u64::from(config.buffers.per_core)),
+            sessions: config
+                .listeners
+                .iter()
+                .filter_map(|listener| listener.limits.connections)
+                .map(u64::from)
+                .sum(),
+            fast_open: fast_open(config),
         }
     }
 
@@ -218,8 +232,19 @@ impl Default for Needs {
             lowest_port: None,
             tcp_servers: 1,
             pinned_bytes: None,
+            sessions: 0,
+            fast_open: 0,
         }
     }
+}
+
+fn fast_open(config: &Config) -> i64 {
+    let mut listeners = config.listeners.iter();
+    let from_clients = listeners.any(|it| it.accept.fast_open.is_some());
+    let mut sources = config.upstreams.iter().flat_map(|it| &it.source);
+    let to_servers = sources.any(|it| it.fast_open);
+    let bit = |is_asked: bool, bit| if is_asked { bit } else { 0 };
+    bit(from_clients, listen::FAST_OPEN_SERVER) | bit(to_servers, listen::FAST_OPEN_CLIENT)
 }
 
 /// Looks, judges and prints to stdout; true if nothing fails.

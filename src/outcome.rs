@@ -261,7 +261,7 @@ impl MoverKind {
 /// What became of bytes that were to go to a server with the SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastOpen {
-    /// None went: there was no cookie yet, or this host does not allow it.
+    /// None went: the kernel has no cookie of the server yet, does not allow it, or pauses after losses.
     NotSent,
     /// The server, or something on the way, acknowledged the SYN alone: they were sent once more.
     Ignored,

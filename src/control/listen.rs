@@ -24,9 +24,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(50);
 /// Whom the host allows Fast Open: bits of a number.
 const FAST_OPEN: &str = "net/ipv4/tcp_fastopen";
 /// Those who connect (`TFO_CLIENT_ENABLE`).
-const FAST_OPEN_CLIENT: i64 = 1;
+pub const FAST_OPEN_CLIENT: i64 = 1;
 /// Those who listen (`TFO_SERVER_ENABLE`).
-const FAST_OPEN_SERVER: i64 = 2;
+pub const FAST_OPEN_SERVER: i64 = 2;
 /// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
 const PRIVILEGED_BELOW: u16 = 1024;
 

@@ -30,6 +30,7 @@ pub fn judge(facts: &HostFacts, needs: &Needs) -> Vec<Finding> {
     findings.push(somaxconn(facts, needs));
     findings.push(local_ports(facts, needs));
     findings.push(pipe_pages(facts));
+    findings.extend(fast_open(facts, needs));
     findings
 }
 
@@ -183,17 +184,23 @@ fn open_files(facts: &HostFacts, needs: &Needs) -> Finding {
         "{} descriptors, enough for about {sessions} sessions",
         count(limit)
     );
-    let wanted = fixed + SESSIONS_MIN * FDS_PER_SESSION;
+    let wanted = needs.sessions.max(SESSIONS_MIN);
     let remedy = format!(
         "set LimitNOFILE in the systemd unit, or `ulimit -n`; {} sessions need {}",
-        count(SESSIONS_MIN),
-        count(wanted)
+        count(wanted),
+        count(fixed + wanted * FDS_PER_SESSION)
     );
-    match sessions {
-        0 => bad("nofile", Verdict::Fail, found, remedy),
-        1..SESSIONS_MIN => bad("nofile", Verdict::Warn, found, remedy),
-        _ => ok("nofile", found),
+    if sessions == 0 {
+        return bad("nofile", Verdict::Fail, found, remedy);
     }
+    if sessions < needs.sessions {
+        let allowed = format!("{found}, and limits.connections allow {}", needs.sessions);
+        return bad("nofile", Verdict::Warn, allowed, remedy);
+    }
+    if sessions < SESSIONS_MIN {
+        return bad("nofile", Verdict::Warn, found, remedy);
+    }
+    ok("nofile", found)
 }
 
 fn cpus(facts: &HostFacts, needs: &Needs) -> Finding {
@@ -300,6 +307,30 @@ fn pipe_pages(facts: &HostFacts) -> Finding {
             format!("run `sysctl fs.pipe-user-pages-soft={PIPE_PAGES_MIN}`"),
         ),
     }
+}
+
+/// Nothing is said of what nobody asks for.
+fn fast_open(facts: &HostFacts, needs: &Needs) -> Option<Finding> {
+    const CHECK: &str = "fast_open";
+    if needs.fast_open == 0 {
+        return None;
+    }
+    let Some(allowed) = facts.fast_open else {
+        return Some(unreadable(CHECK));
+    };
+    let found = format!("net.ipv4.tcp_fastopen is {allowed}");
+    if allowed & needs.fast_open == needs.fast_open {
+        return Some(ok(CHECK, found));
+    }
+    Some(bad(
+        CHECK,
+        Verdict::Warn,
+        format!("{found}: connections are made without Fast Open"),
+        format!(
+            "run `sysctl net.ipv4.tcp_fastopen={}`",
+            allowed | needs.fast_open
+        ),
+    ))
 }
 
 fn unreadable(check: &'static str) -> Finding {

@@ -35,6 +35,7 @@ fn good() -> HostFacts {
         somaxconn: Some(4096),
         local_ports: Some(32_768..=60_999),
         pipe_pages_soft: Some(16_384),
+        fast_open: Some(1),
     }
 }
 
@@ -201,6 +202,58 @@ fn few_descriptors_warn_and_too_few_fail() {
         ..Needs::default()
     };
     assert_eq!(only(&with(1024), &needs, "nofile").0, Verdict::Fail);
+}
+
+#[test]
+fn sessions_that_limits_allow_must_have_descriptors() {
+    let facts = HostFacts {
+        open_files: Limit {
+            soft: 20_000,
+            hard: 20_000,
+        },
+        ..good()
+    };
+    let allow = |sessions| Needs {
+        sessions,
+        ..Needs::default()
+    };
+    let findings = judge(&facts, &allow(9_900));
+    assert!(findings.iter().all(|it| it.verdict == Verdict::Ok));
+    let (verdict, text) = only(&facts, &allow(20_000), "nofile");
+    assert_eq!(verdict, Verdict::Warn);
+    assert!(text.contains("limits.connections allow 20000"), "{text}");
+    assert!(text.contains("20000 sessions need 40080"), "{text}");
+}
+
+#[test]
+fn fast_open_is_looked_at_where_it_is_asked_for() {
+    const CLIENT: i64 = 1;
+    const SERVER: i64 = 2;
+    for (allowed, asked, expected) in [
+        (1, 0, None),
+        (1, CLIENT, Some(Verdict::Ok)),
+        (1, SERVER, Some(Verdict::Warn)),
+        (0x402, CLIENT, Some(Verdict::Warn)),
+        (3, CLIENT | SERVER, Some(Verdict::Ok)),
+        (2, CLIENT | SERVER, Some(Verdict::Warn)),
+    ] {
+        let facts = HostFacts {
+            fast_open: Some(allowed),
+            ..good()
+        };
+        let needs = Needs {
+            fast_open: asked,
+            ..Needs::default()
+        };
+        let findings = judge(&facts, &needs);
+        let found = findings.iter().find(|it| it.check == "fast_open");
+        assert_eq!(found.map(|it| it.verdict), expected, "{allowed} {asked}");
+        if expected == Some(Verdict::Warn) {
+            let (_, text) = only(&facts, &needs, "fast_open");
+            let remedy = format!("tcp_fastopen={}`", allowed | asked);
+            assert!(text.ends_with(&remedy), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub mod probe;
 pub mod process;
 pub mod socket;
 pub mod source;
+pub mod tcp_info;
 
 use std::io;
 

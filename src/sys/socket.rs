@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockRef, Socket, TcpK
 
 use super::check;
 use super::source::{Origin, Refused};
+use super::tcp_info::is_dead;
 use crate::units::Address;
 
 /// Probes for a peer that is gone without a word (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT).
@@ -221,8 +222,8 @@ pub fn connect(
     third: ThirdSegment,
 ) -> Result<(OwnedFd, Connecting), ConnectError> {
     let socket = prepare(target, options)?;
-    if matches!(target.address, Address::Tcp(_)) {
-        set_third_segment(&socket, third)?;
+    if matches!(target.address, Address::Tcp(_)) && third == ThirdSegment::Data {
+        let_data_acknowledge(socket.as_fd());
     }
     let connecting = match socket.connect(&sockaddr(target.address)?) {
         Ok(()) => {
@@ -251,13 +252,11 @@ pub(super) fn prepare(target: Target<'_>, options: &Options) -> Result<Socket, C
     Ok(socket)
 }
 
-/// Before the answer to the SYN was handled.
-pub(super) fn set_third_segment(socket: &Socket, third: ThirdSegment) -> io::Result<()> {
-    if third == ThirdSegment::Data {
-        // tcp(7): not permanent, and in SYN-SENT it means just this (tcp_rcv_synsent_state_process).
-        socket.set_tcp_quickack(false)?;
-    }
-    Ok(())
+/// The first bytes are to carry the ACK of the handshake: see [`ThirdSegment::Data`]. In SYN-SENT, or before, it
+/// means just this (tcp_rcv_synsent_state_process); later it would hold back other ACKs. It only saves a
+/// segment: a kernel that refuses it sends one more.
+pub fn let_data_acknowledge(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).set_tcp_quickack(false);
 }
 
 /// How a connection that was begun stands.
@@ -456,6 +455,18 @@ pub fn keep_alive(socket: BorrowedFd<'_>, keepalive: Keepalive) {
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive.idle));
 }
 
+/// Ends both directions at once, and tells the peer with RST what it may know of (connect(2) to AF_UNSPEC, the
+/// ABORT of RFC 9293 section 3.10.5): a poll on the socket completes. For TCP.
+pub fn disconnect(socket: BorrowedFd<'_>) {
+    let nowhere = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: `nowhere` is readable for `len` bytes. What fails on a connection that is over already is no loss.
+    unsafe { libc::connect(socket.as_raw_fd(), &nowhere, len) };
+}
+
 /// Makes the coming `close(2)` send RST and drop what is queued (`SO_LINGER` with 0 seconds).
 pub fn linger_zero(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
@@ -489,26 +500,6 @@ pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> u32 {
     } else {
         bytes as u32
     }
-}
-
-/// Whether a TCP socket's connection is over in both directions: its state is TCP_CLOSE.
-fn is_dead(socket: BorrowedFd<'_>) -> bool {
-    /// `TCP_CLOSE` of the kernel's include/net/tcp_states.h.
-    const TCP_CLOSE: u8 = 7;
-    // The first byte of `struct tcp_info` is the state; the kernel copies as much as is asked for.
-    let mut state = 0u8;
-    let mut len: libc::socklen_t = 1;
-    // SAFETY: `state` is writable for the one byte that `len` says.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut state).cast(),
-            &mut len,
-        )
-    };
-    result == 0 && state == TCP_CLOSE
 }
 
 pub(super) fn set_option<T>(

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use corelay_bench::pattern::Pattern;
 use corelay_bench::servers::{Blackhole, RefusedPort, Server};
+use corelay_bench::signals::Signal;
 use serde_json::json;
 
 use crate::support::peers::{
-    End, connect, expect_bytes, expect_reset, finish, read_pattern, read_to_end, write_pattern,
+    End, connect, expect_bytes, expect_reset, finish, read_pattern, read_to_end, reset,
+    wait_acknowledged, write_pattern,
 };
+use crate::support::process::{Injection, strace};
 use crate::support::proxy::assert_reason;
 use crate::support::{Config, Pair, Proxy, Upstream, child, wait_until};
 
@@ -69,23 +72,31 @@ fn the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie() {
         return;
     }
     allow(EVERYBODY);
-    let upstream = Server::echo().start().unwrap();
-    let proxy = Proxy::start(&fast(&[upstream.address()]));
-    let mut expected = [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 2.0]].into_iter();
-    // The last is more than a SYN holds.
-    for bytes in [1, 700, 1 << 20] {
-        let pattern = Pattern::new(bytes);
-        let mut client = connect(proxy.address());
-        let mut sender = client.try_clone().unwrap();
-        let sent = std::thread::spawn(move || {
-            write_pattern(&mut sender, pattern, bytes).unwrap();
-            finish(&sender);
-        });
-        assert_eq!(read_pattern(&mut client, pattern), (bytes, End::Fin));
-        sent.join().unwrap();
-        assert_eq!(counts(&proxy), expected.next().unwrap(), "{bytes} bytes");
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let address: SocketAddr = address.parse().unwrap();
+        let upstream = Server::echo().listen(address).start().unwrap();
+        let proxy = Proxy::start(&fast(&[upstream.address()]));
+        let expected = [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 0.0, 2.0]];
+        // The last is more than a SYN holds.
+        for (bytes, expected) in [1, 700, 1 << 20].into_iter().zip(expected) {
+            let pattern = Pattern::new(bytes);
+            let mut client = connect(proxy.address());
+            let mut sender = client.try_clone().unwrap();
+            let sent = std::thread::spawn(move || {
+                write_pattern(&mut sender, pattern, bytes).unwrap();
+                finish(&sender);
+            });
+            assert_eq!(read_pattern(&mut client, pattern), (bytes, End::Fin));
+            sent.join().unwrap();
+            assert_eq!(counts(&proxy), expected, "{bytes} bytes");
+        }
+        check_accounts(&proxy, 1 + 700 + (1 << 20));
+        proxy.finish();
     }
-    let said = 1 + 700 + (1 << 20);
+}
+
+/// What went with a SYN is in every count, once: of three echoed streams.
+fn check_accounts(proxy: &Proxy, said: u64) {
     let lines = proxy.access_lines(3);
     let logged = |key: &str| {
         lines
@@ -110,7 +121,6 @@ fn the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie() {
         metrics.sum("corelay_relayed_bytes_total"),
         2.0 * said as f64
     );
-    proxy.finish();
 }
 
 /// All of the client's bytes went with the SYN, and the server says nothing.
@@ -159,6 +169,39 @@ fn a_server_that_speaks_first_is_not_kept_waiting() {
     proxy.finish();
 }
 
+fn header_of(client: &TcpStream, proxy: &Proxy) -> String {
+    let (from, to) = (client.local_addr().unwrap(), proxy.address());
+    let ports = format!("{} {}", from.port(), to.port());
+    format!("PROXY TCP4 {} {} {ports}\r\n", from.ip(), to.ip())
+}
+
+#[test]
+fn a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once() {
+    let test = "fast_open::a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let upstream = Upstream::new();
+    let config = fast(&[upstream.address()]).set("upstreams.app.proxy_protocol", "v1");
+    let proxy = Proxy::start(&config);
+    for (round, length) in [5, 5, 1_300, 1_400, 4_000].into_iter().enumerate() {
+        let body = Pattern::new(7).bytes(0, length);
+        let client = say(&proxy, &body);
+        finish(&client);
+        let mut server = upstream.accept();
+        expect_bytes(&mut server, header_of(&client, &proxy).as_bytes());
+        let (received, end) = read_to_end(&mut server);
+        assert_eq!((received.len(), end), (length, End::Fin));
+        assert!(received == body);
+        drop((server, client));
+        assert_eq!(counts(&proxy), [1.0, 0.0, round as f64]);
+        let line = &proxy.access_lines(round + 1)[round];
+        assert_eq!(line["bytes_to_upstream"], length, "{line}");
+    }
+    proxy.finish();
+}
+
 #[test]
 fn a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too() {
     let test = "fast_open::a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too";
@@ -177,16 +220,7 @@ fn a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too() {
             mut client,
             mut server,
         } = Pair::open(&proxy, &upstream);
-        let from = client.local_addr().unwrap();
-        let to = proxy.address();
-        let header = format!(
-            "PROXY TCP4 {} {} {} {}\r\n",
-            from.ip(),
-            to.ip(),
-            from.port(),
-            to.port()
-        );
-        expect_bytes(&mut server, header.as_bytes());
+        expect_bytes(&mut server, header_of(&client, &proxy).as_bytes());
         assert_eq!(counts(&proxy), [1.0, 0.0, taken]);
         client.write_all(b"after").unwrap();
         expect_bytes(&mut server, b"after");
@@ -256,14 +290,7 @@ fn a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else() {
         .set("timeouts.connect", "500ms");
     let proxy = Proxy::start(&config);
     get_cookie(&proxy, &first);
-    let nft = |arguments: &[&str]| child::run_tool("nft", arguments);
-    nft(&["add", "table", "inet", "lost"]);
-    let hook = "{ type filter hook input priority 0; }";
-    nft(&["add", "chain", "inet", "lost", "in", hook]);
-    let port = first.address().port().to_string();
-    nft(&[
-        "add", "rule", "inet", "lost", "in", "tcp", "sport", &port, "drop",
-    ]);
+    lose_answers(first.address());
     let mut client = say(&proxy, b"once");
     expect_bytes(&mut first.accept(), b"once");
     expect_reset(&mut client);
@@ -271,7 +298,7 @@ fn a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else() {
     assert_reason(line, "upstream/connect/connect_timeout");
     assert_eq!(line["attempts"], 1, "{line}");
     assert!(other.accept_within(Duration::from_millis(100)).is_none());
-    nft(&["delete", "table", "inet", "lost"]);
+    find_answers();
     proxy.finish();
 }
 
@@ -336,30 +363,121 @@ fn with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn() {
     }
     assert_eq!(counts(&proxy), [0.0; 3]);
     proxy.finish();
+
+    // A header that Corelay makes counts against none.
+    let upstream = Upstream::new();
+    let config = config
+        .set(
+            "upstreams.app.servers",
+            json!([upstream.address().to_string()]),
+        )
+        .set("upstreams.app.proxy_protocol", "v1");
+    let proxy = Proxy::start(&config);
+    for _ in 0..2 {
+        let client = say(&proxy, b"x");
+        let mut server = upstream.accept();
+        expect_bytes(&mut server, header_of(&client, &proxy).as_bytes());
+        expect_bytes(&mut server, b"x");
+    }
+    assert_eq!(counts(&proxy), [1.0, 0.0, 1.0]);
+    proxy.finish();
+}
+
+/// No answer of the server's comes through any more.
+fn lose_answers(server: SocketAddr) {
+    let nft = |arguments: &[&str]| child::run_tool("nft", arguments);
+    nft(&["add", "table", "inet", "lost"]);
+    let hook = "{ type filter hook input priority 0; }";
+    nft(&["add", "chain", "inet", "lost", "in", hook]);
+    let port = server.port().to_string();
+    let rule = ["add", "rule", "inet", "lost", "in", "tcp", "sport", &port];
+    nft(&[&rule[..], &["drop"]].concat());
+}
+
+fn find_answers() {
+    child::run_tool("nft", &["delete", "table", "inet", "lost"]);
 }
 
 /// It is looked at while its bytes are on the way, and none of it stays behind.
 #[test]
 fn a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything() {
     let test = "fast_open::a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything";
+    if !child::is_in_namespace(test, &["nft"]) {
+        return;
+    }
+    allow(EVERYBODY);
+    let [first, other] = [(); 2].map(|()| Upstream::new());
+    let config =
+        fast(&[first.address(), other.address()]).set("upstreams.app.balance", "first_available");
+    let proxy = Proxy::start(&config);
+    get_cookie(&proxy, &first);
+    lose_answers(first.address());
+    let client = say(&proxy, b"once");
+    expect_bytes(&mut first.accept(), b"once");
+    reset(client);
+    assert_reason(&proxy.access_lines(2)[1], "downstream/connect/left");
+    assert!(other.accept_within(Duration::from_millis(100)).is_none());
+    find_answers();
+    proxy.finish();
+}
+
+/// A look at a socket takes its error away: whoever finds it must act on it.
+#[test]
+fn a_client_that_was_reset_before_the_dial_is_not_served() {
+    let test = "fast_open::a_client_that_was_reset_before_the_dial_is_not_served";
     if !child::is_in_namespace(test, &[]) {
         return;
     }
     allow(EVERYBODY);
-    let (hole, other) = (Blackhole::new().unwrap(), Upstream::new());
-    let config = fast(&[hole.address(), other.address()])
-        .set("upstreams.app.balance", "first_available")
-        .set("timeouts.connect", "1s");
+    let upstream = Upstream::new();
+    let config = fast(&[upstream.address()]).set("listeners.edge.defer_connect", "off");
     let proxy = Proxy::start(&config);
-    let cookie = say(&proxy, b"cookie");
-    expect_bytes(&mut other.accept(), b"cookie");
-    drop(cookie);
-    proxy.access_lines(1);
-    let client = say(&proxy, b"once");
-    wait_until("it is being served", || {
-        proxy.metrics().sum("corelay_connections_active") == 1.0
-    });
-    crate::support::peers::reset(client);
-    assert_reason(&proxy.access_lines(2)[1], "downstream/connect/left");
+    proxy.signal(Signal::STOP);
+    wait_until("it stands still", || proxy.process().threads_are('T'));
+    reset(connect(proxy.address()));
+    proxy.signal(Signal::CONT);
+    assert_reason(&proxy.access_line(), "downstream/connect/left");
+    assert!(upstream.accept_within(Duration::from_millis(100)).is_none());
+    proxy.finish();
+}
+
+/// It answered what came with the SYN and reset the connection, all before the core looked again.
+#[test]
+fn the_answer_of_a_server_that_resets_at_once_arrives_and_is_no_failed_connect() {
+    let test =
+        "fast_open::the_answer_of_a_server_that_resets_at_once_arrives_and_is_no_failed_connect";
+    if !child::is_in_namespace(test, &[]) {
+        return;
+    }
+    let Some(strace) = strace(test) else {
+        return;
+    };
+    allow(EVERYBODY);
+    let upstream = Upstream::new();
+    let proxy = Proxy::start(&fast(&[upstream.address()]));
+    get_cookie(&proxy, &upstream);
+    let core = proxy
+        .process()
+        .thread_id("core-0")
+        .expect("a core's thread");
+    let late = Injection::into_thread(&strace, core, "sendto", "delay_exit=300000");
+    let mut client = say(&proxy, b"much too long");
+    let mut server = upstream.accept();
+    expect_bytes(&mut server, b"much too long");
+    server.write_all(b"400 too long").unwrap();
+    wait_acknowledged(&server);
+    reset(server);
+    assert_eq!(
+        read_to_end(&mut client),
+        (b"400 too long".to_vec(), End::Reset)
+    );
+    drop(late);
+    let line = &proxy.access_lines(2)[1];
+    assert_reason(line, "upstream/relay/reset");
+    assert_eq!(line["bytes_to_upstream"], 13);
+    assert_eq!(line["bytes_to_downstream"], 12);
+    let failures = "corelay_upstream_connect_failures_total";
+    assert_eq!(proxy.metrics().sum_where(failures, &[]), 0.0);
+    assert_eq!(counts(&proxy), [1.0, 0.0, 1.0]);
     proxy.finish();
 }

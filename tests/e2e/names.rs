@@ -449,7 +449,7 @@ fn a_lookup_goes_on_after_the_process_was_stopped_and_continued() {
     let nameserver = NameServer::start();
     let (port, _servers) = servers([1]);
     nameserver.set(NAME, Records::Silence);
-    let config = to_name(&nameserver, format!("{NAME}:{port}")).set("dns.timeout", "3s");
+    let config = to_name(&nameserver, format!("{NAME}:{port}")).set("dns.timeout", "6s");
     let mut proxy = Launch::default().spawn(&config);
     wait_until("it is looked up", || nameserver.asked() > 0);
     let asked = nameserver.asked();

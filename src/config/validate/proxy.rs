@@ -111,7 +111,17 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
     };
     let crc32c = flag("crc32c", false);
     let unique_id = flag("unique_id", false);
-    let pass_tlvs = section.get("pass_tlvs").and_then(|at| tlvs(report, at));
+    let tlvs_at = section.get("pass_tlvs");
+    let pass_tlvs = tlvs_at.and_then(|at| tlvs(report, at));
+    if let (Some(at), ProxyVersions::V1) = (tlvs_at, version)
+        && matches!(at.node.value, Value::List(_))
+    {
+        report.add(
+            at.place(),
+            "version 1 has no TLVs",
+            "set version to v2, or remove it",
+        );
+    }
     if unique_id && version == ProxyVersions::V1 {
         report.add(
             section.place.clone(),
