@@ -10,8 +10,10 @@
 //! What is sent and when is the roles' business.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::fs::{MemfdFlags, memfd_create, sendfile};
 use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
@@ -65,8 +68,9 @@ pub(super) struct EventLoop {
 /// What the connections of a server use in common.
 struct Tools {
     scratch: Vec<u8>,
-    /// What the roles that make no bytes of their own send from.
-    block: Vec<u8>,
+    /// What the roles that make no bytes of their own send from: [`answers::block`] as a file in memory.
+    /// sendfile(2) hands its pages to the sockets, so that the server copies nothing.
+    block: Option<File>,
     shared: Arc<Shared>,
 }
 
@@ -135,8 +139,8 @@ impl EventLoop {
             _ => None,
         };
         let block = match &settings.behaviour {
-            Behaviour::Blast | Behaviour::Answers => answers::block(),
-            _ => Vec::new(),
+            Behaviour::Blast | Behaviour::Answers => Some(in_memory(&answers::block())?),
+            _ => None,
         };
         let this = Self {
             poll,
@@ -368,7 +372,7 @@ impl Connection {
         let mut moved = self.send(&tools.shared)?;
         let ready_made = self.role.ready_made();
         if !ready_made.is_empty() {
-            moved |= self.send_ready_made(&tools.block[ready_made], &tools.shared)?;
+            moved |= self.send_ready_made(ready_made, tools)?;
         } else if self.out.is_empty() && !self.finishing {
             let next = self.role.produce(&mut self.out);
             moved |= !self.out.is_empty() || next != Next::Continue;
@@ -411,14 +415,19 @@ impl Connection {
     }
 
     /// Sends what no role has made.
-    fn send_ready_made(&mut self, bytes: &[u8], shared: &Shared) -> Result<bool, Verdict> {
-        match (&self.socket).write(bytes) {
+    fn send_ready_made(&mut self, part: Range<usize>, tools: &Tools) -> Result<bool, Verdict> {
+        let block = tools
+            .block
+            .as_ref()
+            .expect("made for the roles that ask for it");
+        let mut offset = part.start as u64;
+        match sendfile(&self.socket, block, Some(&mut offset), part.len()) {
             Ok(sent) => {
-                count(&shared.counters.bytes_out, sent as u64);
+                count(&tools.shared.counters.bytes_out, sent as u64);
                 self.role.sent_ready_made(sent);
                 Ok(true)
             }
-            Err(error) if is_not_now(&error) => Ok(false),
+            Err(error) if is_not_now(&error.into()) => Ok(false),
             Err(_) => Err(Verdict::Failed),
         }
     }
@@ -470,6 +479,13 @@ impl Connection {
             Next::Reset => Some(Verdict::Reset),
         }
     }
+}
+
+/// A file that is nowhere but in memory.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("block", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
 }
 
 fn is_not_now(error: &io::Error) -> bool {
