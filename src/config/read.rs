@@ -472,10 +472,13 @@ impl<'e> Report<'e> {
             .map(|(_, value)| *value);
         if chosen.is_none() {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            let remedy = match words.as_slice() {
-                [one] => format!("write {one}"),
-                [one, other] => format!("write {one} or {other}"),
-                many => format!("write one of {}", many.join(", ")),
+            let remedy = match (words.as_slice(), closest(&text, &words)) {
+                ([one], _) => format!("write {one}"),
+                ([one, other], _) => format!("write {one} or {other}"),
+                (many, None) => format!("write one of {}", many.join(", ")),
+                (many, Some(meant)) => {
+                    format!("did you mean `{meant}`? It is one of {}", many.join(", "))
+                }
             };
             self.add(
                 at.place(),
