@@ -2,7 +2,7 @@
 //! gone. Not here: which server (`balance`), and which comes next (`mode`).
 //!
 //! What goes before the client's bytes is sent here. With Fast Open some of the client's bytes are, too: they
-//! are only looked at until the connection stands, for a client that is not served keeps its bytes.
+//! are only looked at until the connection stands, and what the SYN did not take is the relay's.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -60,7 +60,7 @@ pub struct Call<'a> {
 pub struct Dialled {
     /// Towards the server.
     pub socket: OwnedFd,
-    /// What went with the SYN, if Fast Open was wanted and there was something to send.
+    /// What came of Fast Open; `None` if it was not wanted or there was nothing to send.
     pub early: Option<Early>,
 }
 
@@ -69,11 +69,13 @@ pub struct Dialled {
 pub struct Early {
     /// Bytes of the client, which are off its socket.
     pub client_bytes: usize,
-    /// What the server did with them.
+    /// What became of what was to go with the SYN, the preface included.
     pub outcome: FastOpen,
 }
 
 /// Connects, and sends the preface.
+///
+/// Errors: [`DialError`]; what the client sent is still on its socket.
 pub async fn dial(call: Call<'_>) -> Result<Dialled, DialError> {
     let is_fast = call.target.origin.is_some_and(|it| it.source.fast_open);
     if is_fast {
@@ -124,8 +126,14 @@ fn first_bytes(call: &Call<'_>) -> Result<Vec<u8>, DialError> {
         bytes.resize(SYN_BYTES_MAX, 0);
         let peeked = match socket::peek_bytes(call.client, &mut bytes[of_client..]) {
             Ok(peeked) => peeked,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                0
+            }
             // A reset is told once; the relay would take it for the end of the stream.
             Err(_) => return Err(DialError::Left),
         };
@@ -137,6 +145,9 @@ fn first_bytes(call: &Call<'_>) -> Result<Vec<u8>, DialError> {
 async fn with_syn(call: Call<'_>, bytes: Vec<u8>) -> Result<Dialled, DialError> {
     let began = fast_open::begin(call.target, call.options, &bytes);
     let (socket, sent) = began.map_err(judge)?;
+    if sent < bytes.len() && tcp_info::is_connecting(socket.as_fd()) {
+        socket::let_data_acknowledge(socket.as_fd());
+    }
     let rest_of_preface = &call.preface[sent.min(call.preface.len())..];
     let of_client = &bytes[call.preface.len().min(sent)..sent];
     let (socket, outcome) = if sent == 0 {
@@ -145,14 +156,15 @@ async fn with_syn(call: Call<'_>, bytes: Vec<u8>) -> Result<Dialled, DialError> 
         let socket = await_connected(socket, connecting, &call).await?;
         (socket, FastOpen::NotSent)
     } else {
-        let answered = await_answer(socket, sent < bytes.len(), &call).await;
+        let answered = await_answer(socket, &call).await;
         answered.map_err(|error| match error {
             DialError::Server(cause) if !of_client.is_empty() => DialError::Spent(cause),
             other => other,
         })?
     };
     introduce(&socket, rest_of_preface)?;
-    if !takes(call.client, of_client) {
+    if !take_off(call.client, of_client) {
+        // Only a unix client that sent urgent bytes: as good as gone.
         socket::linger_zero(socket.as_fd());
         return Err(DialError::Left);
     }
@@ -166,16 +178,11 @@ async fn with_syn(call: Call<'_>, bytes: Vec<u8>) -> Result<Dialled, DialError> 
 /// The end of a handshake whose SYN held bytes. A server that took them may have answered and closed or
 /// reset the connection by now: that is for the relay to find, answer first.
 async fn await_answer(
-    socket: OwnedFd,
-    more_follows: bool,
+    mut socket: OwnedFd,
     call: &Call<'_>,
 ) -> Result<(OwnedFd, FastOpen), DialError> {
-    let mut socket = socket;
     if tcp_info::is_connecting(socket.as_fd()) {
-        if more_follows {
-            socket::let_data_acknowledge(socket.as_fd());
-        }
-        // Given up with FIN, what the SYN brought would look like all there is.
+        // If the handshake ends just now, FIN would make what the SYN brought look like all there is.
         socket = await_handshake(socket, call, socket::disconnect).await?;
     }
     socket::refuse_itself(&socket, call.target.address).map_err(classify)?;
@@ -188,7 +195,7 @@ async fn await_answer(
 
 /// Takes just these bytes off the client's socket, which were only looked at before. Nobody else reads from
 /// it; but on a unix socket urgent bytes may have become ordinary ones meanwhile.
-fn takes(client: BorrowedFd<'_>, bytes: &[u8]) -> bool {
+fn take_off(client: BorrowedFd<'_>, bytes: &[u8]) -> bool {
     if bytes.is_empty() {
         return true;
     }
@@ -197,9 +204,8 @@ fn takes(client: BorrowedFd<'_>, bytes: &[u8]) -> bool {
     count.is_ok_and(|count| count == bytes.len()) && taken == bytes
 }
 
-/// Sends what goes before the client's bytes. A new connection has room for it: the kernel takes at least
-/// a page before it asks anybody to wait.
-/// One that took only a part failed.
+/// Sends what goes before the client's bytes. A new connection has room for it (the kernel takes at least a
+/// page before it asks anybody to wait), so one that takes only a part has failed.
 fn introduce(upstream: &OwnedFd, preface: &[u8]) -> Result<(), DialError> {
     if preface.is_empty() {
         return Ok(());

@@ -19,7 +19,7 @@ use crate::config::model::{Config, ServerAddress, Workers};
 use crate::control::{listen, source};
 use crate::sys::limits::{self, Capability, Limit};
 use crate::sys::probe::{self, Blocked, Feature, RingSizes};
-use crate::sys::{affinity, process};
+use crate::sys::{affinity, fast_open, process};
 use crate::units::Address;
 
 /// The rings of one core: the relay ring at its largest, and the accept and dial runtime's.
@@ -130,7 +130,7 @@ impl HostFacts {
             somaxconn: limits::sysctl("net/core/somaxconn"),
             local_ports: limits::local_port_range(),
             pipe_pages_soft: limits::sysctl("fs/pipe-user-pages-soft"),
-            fast_open: limits::sysctl("net/ipv4/tcp_fastopen"),
+            fast_open: fast_open::allowed(),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Needs {
                 .filter_map(|listener| listener.limits.connections)
                 .map(u64::from)
                 .sum(),
-            fast_open: fast_open(config),
+            fast_open: listen::fast_open_asked(config),
         }
     }
 
@@ -236,15 +236,6 @@ impl Default for Needs {
             fast_open: 0,
         }
     }
-}
-
-fn fast_open(config: &Config) -> i64 {
-    let mut listeners = config.listeners.iter();
-    let from_clients = listeners.any(|it| it.accept.fast_open.is_some());
-    let mut sources = config.upstreams.iter().flat_map(|it| &it.source);
-    let to_servers = sources.any(|it| it.fast_open);
-    let bit = |is_asked: bool, bit| if is_asked { bit } else { 0 };
-    bit(from_clients, listen::FAST_OPEN_SERVER) | bit(to_servers, listen::FAST_OPEN_CLIENT)
 }
 
 /// Looks, judges and prints to stdout; true if nothing fails.

@@ -17,7 +17,7 @@
 //! 3. [`mode::tcp`]: wait for a first byte if asked to, then try one server after the other. Of which
 //!    upstream: `worker/way.rs`. Which: `worker/route.rs`, with a place on it (`worker/servers.rs`)
 //!    or a wait for one (`worker/queue.rs`) ([`balance`]).
-//! 4. [`dial`]: one attempt, with a deadline.
+//! 4. [`dial`]: one attempt, with a deadline, and what goes before the client's bytes.
 //! 5. [`relay`]: the engine takes both sockets over. [`relay::direction`] decides what one
 //!    direction does next, [`relay`] itself moves the bytes, `relay/ending.rs` ends sessions.
 //! 6. [`outcome`]: the one [`outcome::CloseReason`] that [`metrics`] and [`log`] report.

@@ -261,7 +261,8 @@ impl MoverKind {
 /// What became of bytes that were to go to a server with the SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastOpen {
-    /// None went: the kernel has no cookie of the server yet, does not allow it, or pauses after losses.
+    /// None went: the kernel has no cookie of the server (it may give none), does not allow it, or pauses
+    /// after losses.
     NotSent,
     /// The server, or something on the way, acknowledged the SYN alone: they were sent once more.
     Ignored,
@@ -295,6 +296,9 @@ mod tests {
         }
         let words: HashSet<_> = Cause::ALL.iter().map(|c| c.as_str()).collect();
         assert_eq!(words.len(), Cause::ALL.len());
+        for (index, outcome) in FastOpen::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+        }
         for (index, side) in Side::ALL.iter().enumerate() {
             assert_eq!(*side as usize, index);
         }

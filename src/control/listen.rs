@@ -14,19 +14,13 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::config::model::{Accept, Listener, Steer};
 use crate::sys::socket::{self, ConnectError, Options, ThirdSegment};
-use crate::sys::{affinity, fast_open, filter, limits, lock};
+use crate::sys::{affinity, fast_open, filter, lock};
 use crate::units::{Address, ListenerId};
 
 /// How long an address may stay in use after the process that had it was killed.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is tried meanwhile.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// Whom the host allows Fast Open: bits of a number.
-const FAST_OPEN: &str = "net/ipv4/tcp_fastopen";
-/// Those who connect (`TFO_CLIENT_ENABLE`).
-pub const FAST_OPEN_CLIENT: i64 = 1;
-/// Those who listen (`TFO_SERVER_ENABLE`).
-pub const FAST_OPEN_SERVER: i64 = 2;
 /// Ports below this need CAP_NET_BIND_SERVICE, unless the sysctl says otherwise.
 const PRIVILEGED_BELOW: u16 = 1024;
 
@@ -281,7 +275,7 @@ fn set_accept_options(
 pub fn warn_of_socket_options(config: &Config, cpus: &[usize]) {
     let tcp = |listener: &&Listener| matches!(listener.bind, Address::Tcp(_));
     let mut listeners = config.listeners.iter().filter(tcp);
-    if listeners.clone().any(|it| it.accept.steer == Steer::Cpu) {
+    if listeners.any(|it| it.accept.steer == Steer::Cpu) {
         let mut uncovered = affinity::online_cpus();
         uncovered.retain(|cpu| !cpus.contains(cpu));
         if !uncovered.is_empty() {
@@ -291,18 +285,34 @@ pub fn warn_of_socket_options(config: &Config, cpus: &[usize]) {
             );
         }
     }
-    let allows = |bit| limits::sysctl(FAST_OPEN).is_none_or(|flags| flags & bit != 0);
-    if !allows(FAST_OPEN_SERVER) && listeners.any(|it| it.accept.fast_open.is_some()) {
+    let asked = fast_open_asked(config);
+    let Some(allowed) = fast_open::allowed().filter(|allowed| allowed & asked != asked) else {
+        return;
+    };
+    let wanted = allowed | asked;
+    let missing = asked & !allowed;
+    if missing & fast_open::SERVERS != 0 {
         tracing::warn!(
-            "accept.fast_open: net.ipv4.tcp_fastopen does not allow it to servers, and SYNs with bytes are answered as any other; set it to 3 (sysctl net.ipv4.tcp_fastopen=3)"
+            "accept.fast_open: net.ipv4.tcp_fastopen does not allow it to servers, and SYNs with bytes are answered as any other; set it to {wanted} (sysctl net.ipv4.tcp_fastopen={wanted})"
         );
     }
+    if missing & fast_open::CLIENTS != 0 {
+        tracing::warn!(
+            "source.fast_open: net.ipv4.tcp_fastopen does not allow it to clients, and connections to servers are made as any other; set it to {wanted} (sysctl net.ipv4.tcp_fastopen={wanted})"
+        );
+    }
+}
+
+/// Whom the configuration wants Fast Open allowed: [`fast_open::CLIENTS`], [`fast_open::SERVERS`], both or 0.
+pub fn fast_open_asked(config: &Config) -> i64 {
+    let mut listeners = config.listeners.iter();
+    let is_asked =
+        |it: &Listener| matches!(it.bind, Address::Tcp(_)) && it.accept.fast_open.is_some();
+    let from_clients = listeners.any(is_asked);
     let mut sources = config.upstreams.iter().flat_map(|it| &it.source);
-    if !allows(FAST_OPEN_CLIENT) && sources.any(|it| it.fast_open) {
-        tracing::warn!(
-            "source.fast_open: net.ipv4.tcp_fastopen does not allow it to clients, and connections to servers are made as any other; set it to 1 (sysctl net.ipv4.tcp_fastopen=1), or 3 with accept.fast_open"
-        );
-    }
+    let to_servers = sources.any(|it| it.fast_open);
+    let bit = |is_asked: bool, bit| if is_asked { bit } else { 0 };
+    bit(from_clients, fast_open::SERVERS) | bit(to_servers, fast_open::CLIENTS)
 }
 
 /// Binds alone. An instance that was killed keeps its listeners for a moment, while the kernel

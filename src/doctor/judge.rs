@@ -194,7 +194,10 @@ fn open_files(facts: &HostFacts, needs: &Needs) -> Finding {
         return bad("nofile", Verdict::Fail, found, remedy);
     }
     if sessions < needs.sessions {
-        let allowed = format!("{found}, and limits.connections allow {}", needs.sessions);
+        let allowed = format!(
+            "{found}, and limits.connections allow {}",
+            count(needs.sessions)
+        );
         return bad("nofile", Verdict::Warn, allowed, remedy);
     }
     if sessions < SESSIONS_MIN {

@@ -227,8 +227,7 @@ fn sessions_that_limits_allow_must_have_descriptors() {
 
 #[test]
 fn fast_open_is_looked_at_where_it_is_asked_for() {
-    const CLIENT: i64 = 1;
-    const SERVER: i64 = 2;
+    use crate::sys::fast_open::{CLIENTS as CLIENT, SERVERS as SERVER};
     for (allowed, asked, expected) in [
         (1, 0, None),
         (1, CLIENT, Some(Verdict::Ok)),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::outcome::{CloseReason, MoverKind};
+use crate::outcome::{CloseReason, FastOpen, MoverKind};
 use crate::units::{CoreId, ListenerId, ServerId, UpstreamId};
 
 /// Significant decimal digits kept by every histogram: a value is off by at most 1 %.
@@ -330,8 +330,8 @@ pub struct UpstreamMetrics {
     pub retries_total: u64,
     /// Those not tried for want of budget.
     pub retries_denied_total: u64,
-    /// Connections whose first bytes were to go with the SYN, by [`crate::outcome::FastOpen`].
-    pub fast_open_total: [u64; 3],
+    /// Connections whose first bytes were to go with the SYN, by [`FastOpen`].
+    pub fast_open_total: [u64; FastOpen::ALL.len()],
     /// Sessions that had to wait for a place on a server.
     pub queued_total: u64,
     /// Those that wait now.

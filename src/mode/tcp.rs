@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::peek;
 use crate::core::Signal;
 use crate::core::readiness::Readiness;
-use crate::dial::{self, Call, DialError, Dialled, Early};
+use crate::dial::{self, Call, DialError, Early};
 use crate::outcome::{Cause, CloseReason, Side, Stage};
 use crate::sys::clock::{self, micros};
 use crate::sys::socket::{self, Options, Peer, Target};
@@ -81,7 +81,7 @@ pub struct Attempts {
     pub failed: Vec<(ServerId, Cause)>,
     /// How long the successful attempt took, in microseconds.
     pub connect_us: u64,
-    /// What went to the server with the SYN.
+    /// What came of Fast Open in the successful attempt.
     pub early: Option<Early>,
 }
 
@@ -124,16 +124,13 @@ pub async fn serve<S: Servers>(
             stop: plan.stop,
         };
         match dial::dial(call).await {
-            Ok(Dialled {
-                socket: upstream,
-                early,
-            }) => {
+            Ok(dialled) => {
                 attempts.connect_us = clock::now_us() - started_us;
-                attempts.early = early;
+                attempts.early = dialled.early;
                 plan.servers.attempted(&seat, Ok(()));
                 return Ok(Connected {
                     downstream,
-                    upstream,
+                    upstream: dialled.socket,
                     server,
                     seat,
                 });

@@ -11,7 +11,18 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::limits;
 use super::socket::{self, ConnectError, Options, Target, set_option};
+
+/// Whom [`allowed`] allows it: those who connect (`TFO_CLIENT_ENABLE`).
+pub const CLIENTS: i64 = 1;
+/// Those who listen (`TFO_SERVER_ENABLE`).
+pub const SERVERS: i64 = 2;
+
+/// `net.ipv4.tcp_fastopen`, the sum of those and of others; `None` if it cannot be read.
+pub fn allowed() -> Option<i64> {
+    limits::sysctl("net/ipv4/tcp_fastopen")
+}
 
 /// What fits a SYN beside its options, on a path of 1,500 bytes. The kernel takes less where less fits.
 pub const SYN_BYTES_MAX: usize = 1_400;

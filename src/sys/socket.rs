@@ -455,15 +455,16 @@ pub fn keep_alive(socket: BorrowedFd<'_>, keepalive: Keepalive) {
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive.idle));
 }
 
-/// Ends both directions at once, and tells the peer with RST what it may know of (connect(2) to AF_UNSPEC, the
-/// ABORT of RFC 9293 section 3.10.5): a poll on the socket completes. For TCP.
+/// Ends both directions at once (connect(2) to AF_UNSPEC; ABORT of RFC 9293 section 3.10.5): RST to a peer whose
+/// handshake is over, nothing in SYN-SENT, where a late SYN-ACK gets RST. A poll on the socket completes. For TCP;
+/// what fails on a connection that is over already is no loss.
 pub fn disconnect(socket: BorrowedFd<'_>) {
     let nowhere = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
     let len = size_of_val(&nowhere) as libc::socklen_t;
-    // SAFETY: `nowhere` is readable for `len` bytes. What fails on a connection that is over already is no loss.
+    // SAFETY: `nowhere` is readable for `len` bytes.
     unsafe { libc::connect(socket.as_raw_fd(), &nowhere, len) };
 }
 

@@ -9,7 +9,7 @@ const TCP_CLOSE: u8 = 7;
 /// Bit of [`Head::options`]: bytes of our SYN were acknowledged with it.
 const TCPI_OPT_SYN_DATA: u8 = 32;
 
-/// The first bytes of it.
+/// The first bytes of `struct tcp_info`.
 #[repr(C)]
 #[derive(Default)]
 struct Head {

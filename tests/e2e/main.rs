@@ -1,7 +1,7 @@
 //! End-to-end tests: the real binary, real sockets, loopback only.
 //!
-//! One module per family of cases; a test is named after its case in `CASES.md` of the design
-//! notes, and says in its name what must hold. Every test starts its own process on free ports and
+//! One module per family of cases; a number in a test's name is that of its case, the rest says what must
+//! hold. Every test starts its own process on free ports and
 //! ends with a leak check, so that they run side by side in any order.
 //!
 //! A case that this machine cannot run prints `skipped: CASE: reason` on stderr and passes;

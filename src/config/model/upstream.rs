@@ -60,8 +60,8 @@ impl PassedTlvs {
         ..Self::NONE
     };
 
-    /// All of both.
-    pub fn and(self, other: Self) -> Self {
+    /// Those of either.
+    pub fn union(self, other: Self) -> Self {
         Self {
             authority: self.authority || other.authority,
             alpn: self.alpn || other.alpn,
@@ -70,8 +70,8 @@ impl PassedTlvs {
     }
 
     /// Whether all of `other` are among these.
-    pub fn has(self, other: Self) -> bool {
-        self.and(other) == self
+    pub fn contains(self, other: Self) -> bool {
+        self.union(other) == self
     }
 }
 

@@ -46,7 +46,7 @@ fn tlvs(passed: PassedTlvs) -> Value {
         PassedTlvs::ALL => true.into(),
         PassedTlvs::NONE => false.into(),
         _ => {
-            let words = TLVS.iter().filter(|(_, one)| passed.has(*one));
+            let words = TLVS.iter().filter(|(_, one)| passed.contains(*one));
             Value::Sequence(words.map(|(word, _)| text(word)).collect())
         }
     }

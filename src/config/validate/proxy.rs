@@ -119,7 +119,7 @@ pub(super) fn sent(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<Option<Pr
         report.add(
             at.place(),
             "version 1 has no TLVs",
-            "set version to v2, or remove it",
+            "set version to v2, or remove pass_tlvs",
         );
     }
     if unique_id && version == ProxyVersions::V1 {
@@ -166,10 +166,10 @@ fn tlvs(report: &mut Report<'_>, at: &Cursor<'_>) -> Option<PassedTlvs> {
         let Some(one) = report.choice(&item, &TLVS) else {
             continue;
         };
-        if passed.has(one) {
+        if passed.contains(one) {
             report.add(item.place(), "is in the list already", "remove it");
         }
-        passed = passed.and(one);
+        passed = passed.union(one);
     }
     Some(passed)
 }

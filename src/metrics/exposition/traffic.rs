@@ -145,11 +145,10 @@ pub(super) fn upstreams(page: &mut Page, scrape: &Scrape<'_>, labels: &Labels) {
     page.per_core_and(scrape, names, |c| &c.upstreams, |u| u.retries_denied_total);
     page.counter(
         "corelay_upstream_fast_open_total",
-        "Connections whose first bytes were to go with the SYN, by what became of them.",
+        "Connections established whose first bytes were to go with the SYN, by what became of them.",
     );
     for core in scrape.cores {
-        let labels = names.iter().filter(|it| !it.is_empty());
-        for (upstream, label) in core.upstreams.iter().zip(labels) {
+        for (upstream, label) in core.upstreams.iter().zip(names) {
             for (outcome, count) in FastOpen::ALL.iter().zip(upstream.fast_open_total) {
                 let outcome = outcome.as_str();
                 let pairs = format!("core=\"{}\",{label},result=\"{outcome}\"", core.core);

@@ -8,6 +8,9 @@ use super::skip;
 /// Set in the environment of such a process; its value says which role it plays.
 pub(crate) const ROLE: &str = "CORELAY_E2E_ROLE";
 
+/// The role of a test's part in a network namespace.
+const NAMESPACE: &str = "namespace";
+
 /// Whether this process was started to play this role.
 pub(crate) fn plays(role: &str) -> bool {
     std::env::var(ROLE).is_ok_and(|value| value == role)
@@ -27,14 +30,13 @@ pub(crate) fn start(test: &str, role: &str, stderr: Stdio) -> Child {
 /// is run, or skipped where the host has no namespaces or lacks one of these tools; then there is nothing
 /// left to do.
 pub(crate) fn is_in_namespace(test: &str, tools: &[&str]) -> bool {
-    const NAMESPACE: &str = "namespace";
     if plays(NAMESPACE) {
         run_tool("ip", &["link", "set", "lo", "up"]);
         return true;
     }
     if let Some(missing) = tools.iter().find(|name| tool(name).is_none()) {
         skip(test, &format!("no {missing}(8) here"));
-    } else if let Err(reason) = run_in_namespace(test, NAMESPACE) {
+    } else if let Err(reason) = run_in_namespace(test) {
         skip(test, &reason);
     }
     false
@@ -42,7 +44,7 @@ pub(crate) fn is_in_namespace(test: &str, tools: &[&str]) -> bool {
 
 /// Runs the test of this name in a network namespace of its own, with its own user namespace so
 /// that no privilege is needed. `Err` says why it cannot be done here.
-fn run_in_namespace(test: &str, role: &str) -> Result<(), String> {
+fn run_in_namespace(test: &str) -> Result<(), String> {
     let unshare = tool("unshare").ok_or("no unshare(1)")?;
     let ip = tool("ip").ok_or("no ip(8)")?;
     let probe = Command::new(&unshare)
@@ -57,7 +59,7 @@ fn run_in_namespace(test: &str, role: &str) -> Result<(), String> {
     }
     let mut unshare = Command::new(unshare);
     unshare.arg("-Urn").arg(this_binary());
-    let output = command(unshare, test, role)
+    let output = command(unshare, test, NAMESPACE)
         .output()
         .expect("running the test again");
     let said = String::from_utf8_lossy(&output.stdout);

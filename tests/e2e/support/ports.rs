@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// Below what the kernel gives away unless it is told otherwise, and above what services listen on.
 const PORTS: Range<u16> = 20_000..32_000;
 
-/// An address of 127.0.0.1 that nobody else gets.
+/// An address of 127.0.0.1 that the kernel gives to nobody meanwhile.
 #[track_caller]
 pub(crate) fn lasting_address() -> SocketAddr {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
