@@ -29,6 +29,15 @@ fn allow(whom: &str) {
     std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", whom).unwrap();
 }
 
+/// Whether this is the test's part in a network namespace, in which everybody may do it.
+fn is_inside(test: &str, tools: &[&str]) -> bool {
+    let is_inside = child::is_in_namespace(&format!("fast_open::{test}"), tools);
+    if is_inside {
+        allow(EVERYBODY);
+    }
+    is_inside
+}
+
 /// One core; sessions dial with the client's first byte.
 fn fast(servers: &[SocketAddr]) -> Config {
     Config::to(servers)
@@ -67,11 +76,12 @@ fn get_cookie(proxy: &Proxy, upstream: &Upstream) {
 
 #[test]
 fn the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie() {
-    let test = "fast_open::the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "the_first_bytes_go_with_the_syn_as_soon_as_there_is_a_cookie",
+        &[],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let address: SocketAddr = address.parse().unwrap();
         let upstream = Server::echo().listen(address).start().unwrap();
@@ -126,11 +136,12 @@ fn check_accounts(proxy: &Proxy, said: u64) {
 /// All of the client's bytes went with the SYN, and the server says nothing.
 #[test]
 fn a_client_whose_bytes_all_went_with_the_syn_has_said_something() {
-    let test = "fast_open::a_client_whose_bytes_all_went_with_the_syn_has_said_something";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "a_client_whose_bytes_all_went_with_the_syn_has_said_something",
+        &[],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let proxy = Proxy::start(&fast(&[upstream.address()]));
     get_cookie(&proxy, &upstream);
@@ -149,11 +160,9 @@ fn a_client_whose_bytes_all_went_with_the_syn_has_said_something() {
 
 #[test]
 fn a_server_that_speaks_first_is_not_kept_waiting() {
-    let test = "fast_open::a_server_that_speaks_first_is_not_kept_waiting";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside("a_server_that_speaks_first_is_not_kept_waiting", &[]) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let config = fast(&[upstream.address()]).set("listeners.edge.defer_connect", "off");
     let proxy = Proxy::start(&config);
@@ -177,11 +186,12 @@ fn header_of(client: &TcpStream, proxy: &Proxy) -> String {
 
 #[test]
 fn a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once() {
-    let test = "fast_open::a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once",
+        &[],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let config = fast(&[upstream.address()]).set("upstreams.app.proxy_protocol", "v1");
     let proxy = Proxy::start(&config);
@@ -204,11 +214,12 @@ fn a_proxy_header_and_bytes_behind_it_arrive_in_order_and_once() {
 
 #[test]
 fn a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too() {
-    let test = "fast_open::a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too",
+        &[],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let (dead, upstream) = (RefusedPort::new().unwrap(), Upstream::new());
     let config = fast(&[dead.address(), upstream.address()])
         .set("upstreams.app.balance", "first_available")
@@ -241,23 +252,23 @@ fn a_proxy_header_goes_with_the_syn_and_may_go_to_the_next_server_too() {
 
 #[test]
 fn bytes_that_a_server_refused_with_the_syn_go_to_no_other() {
-    let test = "fast_open::bytes_that_a_server_refused_with_the_syn_go_to_no_other";
-    if child::is_in_namespace(test, &[]) {
+    if is_inside(
+        "bytes_that_a_server_refused_with_the_syn_go_to_no_other",
+        &[],
+    ) {
         goes_to_no_other(RefusedPort::new().unwrap().address(), "refused");
     }
 }
 
 #[test]
 fn bytes_that_a_server_left_unanswered_go_to_no_other() {
-    let test = "fast_open::bytes_that_a_server_left_unanswered_go_to_no_other";
-    if child::is_in_namespace(test, &[]) {
+    if is_inside("bytes_that_a_server_left_unanswered_go_to_no_other", &[]) {
         let hole = Blackhole::new().unwrap();
         goes_to_no_other(hole.address(), "connect_timeout");
     }
 }
 
 fn goes_to_no_other(server: SocketAddr, cause: &str) {
-    allow(EVERYBODY);
     let other = Upstream::new();
     let config = fast(&[server, other.address()])
         .set("upstreams.app.balance", "first_available")
@@ -279,11 +290,12 @@ fn goes_to_no_other(server: SocketAddr, cause: &str) {
 /// The hazard itself: the server has the bytes, and its answer is lost.
 #[test]
 fn a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else() {
-    let test = "fast_open::a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else";
-    if !child::is_in_namespace(test, &["nft"]) {
+    if !is_inside(
+        "a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else",
+        &["nft"],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let [first, other] = [(); 2].map(|()| Upstream::new());
     let config = fast(&[first.address(), other.address()])
         .set("upstreams.app.balance", "first_available")
@@ -304,11 +316,9 @@ fn a_server_whose_answer_is_lost_has_the_bytes_and_nobody_else() {
 
 #[test]
 fn what_a_server_does_not_take_with_the_syn_arrives_once() {
-    let test = "fast_open::what_a_server_does_not_take_with_the_syn_arrives_once";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside("what_a_server_does_not_take_with_the_syn_arrives_once", &[]) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let proxy = Proxy::start(&fast(&[upstream.address()]));
     get_cookie(&proxy, &upstream);
@@ -326,8 +336,10 @@ fn what_a_server_does_not_take_with_the_syn_arrives_once() {
 
 #[test]
 fn a_host_that_forbids_it_is_warned_of_and_connects_as_usual() {
-    let test = "fast_open::a_host_that_forbids_it_is_warned_of_and_connects_as_usual";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "a_host_that_forbids_it_is_warned_of_and_connects_as_usual",
+        &[],
+    ) {
         return;
     }
     allow(SERVERS);
@@ -347,11 +359,12 @@ fn a_host_that_forbids_it_is_warned_of_and_connects_as_usual() {
 /// Bytes that count against a limit are not sent past it.
 #[test]
 fn with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn() {
-    let test = "fast_open::with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "with_a_bandwidth_limit_no_byte_of_the_client_goes_with_the_syn",
+        &[],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Server::echo().start().unwrap();
     let config = fast(&[upstream.address()]).set(
         "listeners.edge.limits.bandwidth.connection",
@@ -401,11 +414,12 @@ fn find_answers() {
 /// It is looked at while its bytes are on the way, and none of it stays behind.
 #[test]
 fn a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything() {
-    let test = "fast_open::a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything";
-    if !child::is_in_namespace(test, &["nft"]) {
+    if !is_inside(
+        "a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything",
+        &["nft"],
+    ) {
         return;
     }
-    allow(EVERYBODY);
     let [first, other] = [(); 2].map(|()| Upstream::new());
     let config =
         fast(&[first.address(), other.address()]).set("upstreams.app.balance", "first_available");
@@ -424,11 +438,9 @@ fn a_client_that_leaves_while_its_bytes_are_on_the_way_frees_everything() {
 /// A look at a socket takes its error away: whoever finds it must act on it.
 #[test]
 fn a_client_that_was_reset_before_the_dial_is_not_served() {
-    let test = "fast_open::a_client_that_was_reset_before_the_dial_is_not_served";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside("a_client_that_was_reset_before_the_dial_is_not_served", &[]) {
         return;
     }
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let config = fast(&[upstream.address()]).set("listeners.edge.defer_connect", "off");
     let proxy = Proxy::start(&config);
@@ -444,15 +456,15 @@ fn a_client_that_was_reset_before_the_dial_is_not_served() {
 /// It answered what came with the SYN and reset the connection, all before the core looked again.
 #[test]
 fn the_answer_of_a_server_that_resets_at_once_arrives_and_is_no_failed_connect() {
-    let test =
-        "fast_open::the_answer_of_a_server_that_resets_at_once_arrives_and_is_no_failed_connect";
-    if !child::is_in_namespace(test, &[]) {
+    if !is_inside(
+        "the_answer_of_a_server_that_resets_at_once_arrives_and_is_no_failed_connect",
+        &[],
+    ) {
         return;
     }
-    let Some(strace) = strace(test) else {
+    let Some(strace) = strace("source.fast_open") else {
         return;
     };
-    allow(EVERYBODY);
     let upstream = Upstream::new();
     let proxy = Proxy::start(&fast(&[upstream.address()]));
     get_cookie(&proxy, &upstream);
